@@ -1,0 +1,1 @@
+"""Tools of the workshop; none is part of the installed package."""
