@@ -1,0 +1,1 @@
+"""The loop: KV pages, batches, sampling, stopping. Knows token ids, never text."""

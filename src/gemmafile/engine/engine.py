@@ -1,0 +1,171 @@
+"""The engine: token ids in, logits and token ids out. The only loop that calls the model.
+
+`Engine.open` binds a model file to a backend and a KV cache. Text is the business of `text/` and the doors.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import numpy as np
+
+from gemmafile.engine.pages import Pages, Sequence
+from gemmafile.errors import BadSettings, ContextOverflow
+from gemmafile.files.gguf import ModelFile
+from gemmafile.kernels.backend import Trace, make_backend
+from gemmafile.kernels.cache import KVCache, page_bytes
+from gemmafile.model.batch import PAGE, Batch
+from gemmafile.model.config import ModelConfig, read_config
+from gemmafile.model.record import record
+from gemmafile.model.weights import load_weights
+from gemmafile.settings import ContextSettings
+
+
+class Chooser(Protocol):
+    """What generation needs of a sampler."""
+
+    def sample(self, logits: np.ndarray) -> "Choice": ...
+
+    def accept(self, token_id: int) -> None: ...
+
+
+class Choice(Protocol):
+    token_id: int
+
+
+class Engine:
+    """A model ready to run, for one caller at a time.
+
+    `config`  sizes and constants · `n_context`  positions a sequence may have · `notes`  what --verbose says
+    """
+
+    def __init__(self, file: ModelFile, settings: ContextSettings | None = None, say: Callable[[str], None] = print):
+        """Raises BadFile or UnsupportedModel for the file, BadSettings for the settings.
+
+        `say`  gets lines that the user should see (fallbacks, compilation)
+        """
+        settings = settings or ContextSettings()
+        self.file, self.settings = file, settings
+        self.config = read_config(file, settings)
+        self.weights = load_weights(file, self.config)
+        self.notes = list(self.config.notes)
+        self.n_context = self._choose_context()
+        n_pages = -(-self.n_context // PAGE)
+        self.cache = KVCache(self.config, n_pages, settings.cache_type_k, settings.cache_type_v)
+        self.pages = Pages(n_pages, self.cache.clear_page)
+        self.threads = settings.threads or physical_cores()
+        if self.threads < 1:
+            raise BadSettings(f"--threads is {self.threads}, expected 1 or more")
+        self.max_rows = max(1, min(settings.ubatch, settings.batch, self.n_context))
+        self.backend = make_backend(
+            settings.backend, record(self.config, self.weights), self.config, self.weights, self.cache,
+            threads=self.threads, max_rows=self.max_rows, say=say,
+        )  # fmt: skip
+
+    def _choose_context(self) -> int:
+        """The asked-for context; 0: the model's maximum; None: that, shrunk to fit the memory that is free."""
+        asked, maximum = self.settings.context, self.config.n_context
+        if asked is not None and asked < 0:
+            raise BadSettings(f"--ctx-size is {asked}, expected 0 (the model's maximum) or more")
+        if asked:
+            if asked > maximum:
+                self.notes.append(f"context {asked} is over the {maximum} tokens the model was trained for")
+            return asked
+        if asked == 0:
+            return maximum
+        room = free_memory_bytes() * 3 // 4
+        a_page = page_bytes(self.config, self.settings.cache_type_k, self.settings.cache_type_v)
+        fitting = max(PAGE, room // a_page * PAGE) if room else maximum
+        if fitting < maximum:
+            self.notes.append(f"context shrunk from {maximum} to {fitting} tokens to fit {room >> 20} MiB of free memory")
+        return min(maximum, fitting)
+
+    def new_sequence(self) -> Sequence:
+        return Sequence(self.pages)
+
+    def forward(
+        self, sequence: Sequence, token_ids: list[int], *, want: str = "last", trace: Trace | None = None,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> np.ndarray:  # fmt: skip
+        """Compute tokens at the end of a sequence, at most `max_rows` a pass.
+
+        want  "last": logits float32[1, V] of the last token · "all": float32[T, V] · "none": float32[0, V]
+        on_progress  called with the number of tokens done after each pass
+        Raises ContextOverflow when they do not fit. An interrupted call leaves the sequence as far as it got.
+        """
+        if len(sequence) + len(token_ids) > self.n_context:
+            raise ContextOverflow(len(sequence) + len(token_ids), self.n_context)
+        kept: list[np.ndarray] = [np.empty((0, self.config.n_vocab), np.float32)]
+        for start in range(0, len(token_ids), self.max_rows):
+            chunk = token_ids[start : start + self.max_rows]
+            last = start + len(chunk) == len(token_ids)
+            outputs = range(len(chunk)) if want == "all" else [len(chunk) - 1] if want == "last" and last else []
+            before = len(sequence)
+            sequence.extend(chunk)
+            try:
+                logits = self.backend.run(self._batch(sequence, before, list(outputs)), trace)
+            except BaseException:
+                sequence.truncate(before)
+                raise
+            if len(outputs):
+                kept.append(logits.copy())
+            if on_progress is not None:
+                on_progress(start + len(chunk))
+        return kept[-1] if len(kept) <= 2 else np.concatenate(kept)
+
+    def _batch(self, sequence: Sequence, first: int, outputs: list[int]) -> Batch:
+        n = len(sequence)
+        return Batch(
+            token_ids=np.array(sequence.token_ids[first:], np.int32),
+            positions=np.arange(first, n, dtype=np.int32),
+            sequences=np.zeros(n - first, np.int32),
+            page_tables=sequence.page_table()[None],
+            outputs=np.array(outputs, np.int32),
+        )
+
+    def generate(self, sequence: Sequence, token_ids: list[int], chooser: Chooser, n_predict: int) -> Iterator["Choice"]:
+        """Compute `token_ids`, then choose token after token; each is yielded before it is computed.
+
+        Stops after n_predict tokens (negative: no limit) or when the context is full; the caller stops it for
+        any other reason by not asking for more. The last token yielded is not in the sequence.
+        """
+        logits = self.forward(sequence, token_ids)
+        n = 0
+        while n_predict < 0 or n < n_predict:
+            choice = chooser.sample(logits[-1])
+            chooser.accept(choice.token_id)
+            yield choice
+            n += 1
+            if n == n_predict or len(sequence) + 1 > self.n_context:
+                return
+            logits = self.forward(sequence, [choice.token_id])
+
+    def close(self) -> None:
+        self.backend.close()
+
+
+def physical_cores() -> int:
+    """Cores this process may use, hyper-threads counted once where the system says."""
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    siblings = set()
+    for cpu in usable:
+        try:
+            with open(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list", encoding="ascii") as f:
+                siblings.add(f.read().strip())
+        except OSError:
+            siblings.add(str(cpu))
+    return max(1, len(siblings))
+
+
+def free_memory_bytes() -> int:
+    """Memory that can be taken without swapping; 0 where the system does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as f:
+            for line in f:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0

@@ -1,0 +1,53 @@
+"""What a backend is: something that replays a tape for a batch, and how one is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from gemmafile.kernels.cache import KVCache
+from gemmafile.model.batch import Batch
+from gemmafile.model.config import ModelConfig
+from gemmafile.model.tape import Tape
+from gemmafile.model.weights import ModelWeights
+
+Trace = Callable[[str, np.ndarray], None]
+"""Called with a value's name and float32[T, width] after it is computed; the array is only lent."""
+
+
+class Backend(Protocol):
+    """A replay bound to one tape and one KV cache."""
+
+    name: str
+
+    def run(self, batch: Batch, trace: Trace | None = None) -> np.ndarray:
+        """Replay the tape: stores the rows' keys and values, returns logits float32[n_outputs, V], lent until
+        the next call."""
+
+    def close(self) -> None: ...
+
+
+def make_backend(
+    name: str, tape: Tape, config: ModelConfig, weights: ModelWeights, cache: KVCache,
+    *, threads: int, max_rows: int, say: Callable[[str], None],
+) -> Backend:  # fmt: skip
+    """The backend called `name` ("cpu" or "reference").
+
+    Where the compiled kernels cannot run, the reference answers instead and `say` gets one line that says so.
+    Raises UnsupportedModel for a tensor format without kernels.
+    """
+    from gemmafile.kernels import formats_on, reference
+
+    formats_on.check_formats(weights)
+    if name == "cpu":
+        from gemmafile.kernels.compile import why_not
+
+        reason = why_not()
+        if reason is None:
+            from gemmafile.kernels.replay import CpuReplay
+
+            return CpuReplay(tape, config, weights, cache, threads=threads, max_rows=max_rows, say=say)
+        say(f"{reason}; the slow NumPy reference answers instead")
+    return reference.ReferenceReplay(tape, config, weights, cache)

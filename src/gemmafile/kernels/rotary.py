@@ -1,0 +1,23 @@
+"""Rotary angles: cos and sin tables for the rows of a pass, shared by both replays."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gemmafile.model.config import Rope
+
+
+def inverse_frequencies(rope: Rope, factors: np.ndarray | None) -> np.ndarray:
+    """float32[dim / 2]: θ^(−2j/dim), divided by the linear factor and, for Llama 3, by `factors` float32[dim / 2].
+
+    Source: transformers `modeling_rope_utils.py` (default, linear); llama.cpp's `rope_freqs.weight`.
+    """
+    exponent = np.arange(0, rope.dim, 2, dtype=np.float64) / rope.dim
+    inv_freq = (rope.base**-exponent).astype(np.float32) / np.float32(rope.factor)
+    return inv_freq if factors is None else inv_freq / factors.astype(np.float32)
+
+
+def rotary_table(inv_freq: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """cos, sin float32[T, dim / 2] for positions int[T]."""
+    angle = (positions.astype(np.float32)[:, None] * inv_freq).astype(np.float64)
+    return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)

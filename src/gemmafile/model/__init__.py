@@ -1,0 +1,1 @@
+"""The model: configuration, weights, and the forward pass recorded once as a tape."""

@@ -1,0 +1,217 @@
+"""The tape: the forward pass recorded once, as about a dozen kinds of operation with their shapes.
+
+`gemma.py` and `llama.py` call the methods of `Tape`; nothing is computed, each call appends one `Op`.
+A backend replays the list for every pass. A pass has T rows (tokens); every `Value` is float32[T, width]
+until `take_outputs`, after which it has one row for each row whose logits are wanted.
+
+Values are written once. `add` may reuse the memory of its first argument: the planner in a backend
+decides, the tape only states who reads what.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from gemmafile.model.config import Rope
+from gemmafile.model.weights import Weight
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """float32[T, width]; `name` is what traces and comparisons call it, e.g. "blk.0.attn_q"."""
+
+    id: int
+    width: int
+    name: str
+    on_outputs: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Embed:
+    """out = dequantised rows of `table` for the pass's token ids, times `scale`."""
+
+    table: Weight
+    scale: float
+    out: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """out = x / sqrt(mean(x²) + eps) * weight, over groups of `len(weight)` (the row, or each head)."""
+
+    x: Value
+    weight: Weight
+    eps: float
+    out: Value
+
+
+@dataclass(frozen=True, slots=True)
+class MatMul:
+    """outs[i] = x · weights[i]ᵀ; one pass over the activations for all of them."""
+
+    x: Value
+    weights: tuple[Weight, ...]
+    outs: tuple[Value, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rotate:
+    """out = x with rotary positions applied to each head of `head_dim`."""
+
+    x: Value
+    rope: Rope
+    head_dim: int
+    out: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Stores k and v at the rows' positions, then out = softmax(cap(q·kᵀ·scale) + mask)·v for each head.
+
+    `layer`  index into the KV cache · `window`  positions seen, itself included, 0: all · `softcap`  0: none
+    """
+
+    q: Value
+    k: Value
+    v: Value
+    layer: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    scale: float
+    window: int
+    softcap: float
+    out: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """out = activation(gate) * up; activation is "gelu" (tanh form) or "silu"."""
+
+    gate: Value
+    up: Value
+    activation: str
+    out: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    """out = x + y."""
+
+    x: Value
+    y: Value
+    out: Value
+
+
+@dataclass(frozen=True, slots=True)
+class TakeOutputs:
+    """out = the rows of x whose logits are wanted."""
+
+    x: Value
+    out: Value
+
+
+@dataclass(frozen=True, slots=True)
+class SoftCap:
+    """out = cap * tanh(x / cap)."""
+
+    x: Value
+    cap: float
+    out: Value
+
+
+Op: TypeAlias = Embed | Norm | MatMul | Rotate | Attention | Gate | Add | TakeOutputs | SoftCap
+
+
+def reads(op: Op) -> tuple[Value, ...]:
+    """The values an operation reads."""
+    match op:
+        case Embed():
+            return ()
+        case Attention():
+            return op.q, op.k, op.v
+        case Gate():
+            return op.gate, op.up
+        case Add():
+            return op.x, op.y
+        case _:
+            return (op.x,)
+
+
+def writes(op: Op) -> tuple[Value, ...]:
+    """The values an operation writes."""
+    return op.outs if isinstance(op, MatMul) else (op.out,)
+
+
+@dataclass
+class Tape:
+    """Records operations; see the module's head."""
+
+    ops: list[Op] = field(default_factory=list)
+    n_values: int = 0
+    prefix: str = ""
+
+    def layer(self, index: int) -> None:
+        """Names of the following values begin with "blk.{index}."; a negative index ends that."""
+        self.prefix = f"blk.{index}." if index >= 0 else ""
+
+    def _value(self, name: str, width: int, *sources: Value) -> Value:
+        self.n_values += 1
+        return Value(self.n_values - 1, width, self.prefix + name, any(s.on_outputs for s in sources))
+
+    def embed(self, table: Weight, scale: float) -> Value:
+        out = self._value("embedding", table.shape[1])
+        self.ops.append(Embed(table, scale, out))
+        return out
+
+    def rmsnorm(self, x: Value, weight: Weight, eps: float) -> Value:
+        out = self._value(_short(weight), x.width, x)
+        self.ops.append(Norm(x, weight, eps, out))
+        return out
+
+    def matmul(self, x: Value, *weights: Weight) -> tuple[Value, ...]:
+        outs = tuple(self._value(_short(w), w.shape[0], x) for w in weights)
+        self.ops.append(MatMul(x, weights, outs))
+        return outs
+
+    def rotate(self, x: Value, rope: Rope, head_dim: int, name: str) -> Value:
+        out = self._value(name, x.width, x)
+        self.ops.append(Rotate(x, rope, head_dim, out))
+        return out
+
+    def attention(
+        self, q: Value, k: Value, v: Value, *, layer: int, n_heads: int, n_kv_heads: int, scale: float,
+        window: int, softcap: float,
+    ) -> Value:  # fmt: skip
+        out = self._value("attention", q.width, q)
+        head_dim = q.width // n_heads
+        self.ops.append(Attention(q, k, v, layer, n_heads, n_kv_heads, head_dim, scale, window, softcap, out))
+        return out
+
+    def gate(self, gate: Value, up: Value, activation: str) -> Value:
+        out = self._value("ffn_gated", gate.width, gate)
+        self.ops.append(Gate(gate, up, activation, out))
+        return out
+
+    def add(self, x: Value, y: Value, name: str) -> Value:
+        out = self._value(name, x.width, x)
+        self.ops.append(Add(x, y, out))
+        return out
+
+    def take_outputs(self, x: Value) -> Value:
+        self.n_values += 1
+        out = Value(self.n_values - 1, x.width, "outputs", on_outputs=True)
+        self.ops.append(TakeOutputs(x, out))
+        return out
+
+    def softcap(self, x: Value, cap: float) -> Value:
+        out = self._value("logits", x.width, x)
+        self.ops.append(SoftCap(x, cap, out))
+        return out
+
+
+def _short(weight: Weight) -> str:
+    """ "blk.0.attn_q.weight" -> "attn_q": the layer is in the prefix already."""
+    name = weight.name.removesuffix(".weight")
+    return name.split(".", 2)[2] if name.startswith("blk.") else name
