@@ -38,7 +38,7 @@ check: lint .venv-check/ready
 	@for model in smollm2 gemma3 gemma2-tokenizer; do .venv-check/bin/python tools/get_model.py $$model >/dev/null || \
 		echo "checks that need $$model will be skipped" >&2; done
 	.venv-check/bin/python tools/build_llamacpp.py
-	.venv-check/bin/python tests/oracles/make_goldens.py --diff
+	.venv-check/bin/python -m tests.oracles.make_goldens --diff
 	GEMMAFILE_FULL=1 .venv-check/bin/python -m pytest -q $(TEST_ARGS)
 
 lint: .venv-check/ready

@@ -26,14 +26,20 @@ def main() -> int:
         base = _install_and_list(python, "setuptools>=77", f"{ROOT}[test]")
         everything = _install_and_list(python, f"{ROOT}[test,check]")
     _write("requirements.lock", "Runtime and tests", sorted(base, key=str.lower))
-    _write("requirements-check.lock", "What `make check` adds", ["-r requirements.lock", *sorted(everything - base, key=str.lower)])
+    _write(
+        "requirements-check.lock",
+        "What `make check` adds",
+        ["-r requirements.lock", *sorted(everything - base, key=str.lower)],
+    )
     return 0
 
 
 def _install_and_list(python: Path, *requirements: str) -> set[str]:
     """Installs and returns every package there is now as name==version."""
     subprocess.run([python, "-m", "pip", "install", "--quiet", *requirements], check=True)
-    listed = subprocess.run([python, "-m", "pip", "list", "--format=freeze"], check=True, capture_output=True, text=True)
+    listed = subprocess.run(
+        [python, "-m", "pip", "list", "--format=freeze"], check=True, capture_output=True, text=True
+    )
     pins = (line.partition("+")[0] for line in listed.stdout.split())
     return {pin for pin in pins if pin.partition("==")[0] not in NOT_LOCKED}
 
