@@ -1,0 +1,60 @@
+"""Q6_K: 256 weights in 210 bytes, 16 sub-blocks of 16
+    byte 0-127    low     4 bits each
+    byte 128-191  high    2 bits each
+    byte 192-207  s       int8[16], sub-scales
+    byte 208-209  scale   float16         weight[i] = scale * s[i // 16] * (q[i] - 32)
+    q[128h + 32k + i], h = 0, 1, k = 0 ... 3, i = 0 ... 31, has
+                  low bits: byte 64h + 32 * (k % 2) + i, the low half for k < 2, else the high half
+                  high bits: bits 2k and 2k + 1 of byte 128 + 32h + i
+
+Activations are int8 in blocks of 256.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gemmafile.kernels.activations import quantize_int8
+from gemmafile.kernels.blocks import Integers, multiply_blocks, read_half, read_nibbles, split_blocks
+
+BLOCK, BYTES = 256, 210
+ACTIVATIONS = 256
+
+_HIGH_SHIFTS = np.array([[0], [2], [4], [6]], np.uint8)
+
+
+def dequantize(data: np.ndarray) -> np.ndarray:
+    """uint8[..., n * 210] -> float32[..., n * 256]"""
+    blocks = split_blocks(data, BYTES)
+    scale = read_half(blocks, 208)[..., None] * _read_sub_scales(blocks)
+    return (scale[..., None] * _read_weights(blocks)).reshape(*data.shape[:-1], -1)
+
+
+def integers(data: np.ndarray) -> Integers:
+    """uint8[..., n * 210] -> the blocks' exact integers."""
+    blocks = split_blocks(data, BYTES)
+    weights = _read_sub_scales(blocks).astype(np.int16)[..., None] * _read_weights(blocks)
+    return Integers(weights.reshape(*blocks.shape[:-1], BLOCK), read_half(blocks, 208))
+
+
+def _read_sub_scales(blocks: np.ndarray) -> np.ndarray:
+    """s int8[..., 16] of each block."""
+    return blocks[..., 192:208].view(np.int8)
+
+
+def _read_weights(blocks: np.ndarray) -> np.ndarray:
+    """q - 32 int8[..., 16, 16] of each block."""
+    shape = blocks.shape[:-1]
+    low = read_nibbles(blocks[..., :128].reshape(*shape, 2, 64)).reshape(*shape, 2, 4, 32)
+    high = blocks[..., 128:192].reshape(*shape, 2, 1, 32) >> _HIGH_SHIFTS & 3
+    return ((low | high << 4).astype(np.int8) - np.int8(32)).reshape(*shape, 16, 16)
+
+
+def quantize_activations(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """float32[T, K] -> int8[T, K], float32[T, K / 256]"""
+    return quantize_int8(x, ACTIVATIONS)
+
+
+def multiply(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """float32[T, K] times rows uint8[N, K / 256 * 210]: float32[T, N]."""
+    return multiply_blocks(*quantize_activations(x), rows, integers)
