@@ -61,6 +61,13 @@ def build(model: TinyModel) -> Any:
     return judge
 
 
+def load(folder: str) -> Any:
+    """A model of transformers from a folder, float32, eager attention. Raises OSError if there is none."""
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True
+    ).eval()
+
+
 def logits(judge: Any, token_ids: np.ndarray) -> np.ndarray:
     """float32[T, V]: one pass over all tokens, no cache."""
     with torch.inference_mode():
