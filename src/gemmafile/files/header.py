@@ -23,7 +23,7 @@ import numpy as np
 
 from gemmafile.errors import BadFile
 from gemmafile.files.cursor import Cursor, quote
-from gemmafile.files.metadata import DTYPES, TYPE_NAMES, Field, Metadata, StringArray, describe_type
+from gemmafile.files.metadata import DTYPES, SCALARS, TYPE_NAMES, Field, Metadata, StringArray, describe_type
 from gemmafile.files.tensors import TensorInfo, read_tensors
 
 VERSIONS: Final = (2, 3)
@@ -42,7 +42,6 @@ _MIN_TENSOR_BYTES: Final = 8 + 1 + 4 + 8 + 4 + 8
 _MIN_ARRAY_BYTES: Final = 4 + 8
 
 _U64 = struct.Struct("<Q")
-_SCALARS: Final = {name: struct.Struct(f"<{code}") for name, code in zip(DTYPES, "BbHhIif?Qqd", strict=True)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +112,7 @@ def _read_value(cursor: Cursor, field: str, type_name: str) -> tuple[Any, str]:
     if type_name == "array":
         return _read_array(cursor, field, 1)
     start = cursor.position
-    value = cursor.unpack(_SCALARS[type_name], field)
+    value = cursor.unpack(SCALARS[type_name], field)
     if type_name == "bool" and cursor.buffer[start] > 1:
         raise cursor.bad(f"is {cursor.buffer[start]}, expected 0 (false) or 1 (true)", field, start)
     return value, type_name

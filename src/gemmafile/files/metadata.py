@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import struct
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -37,6 +38,9 @@ DTYPES: Final[dict[str, np.dtype[Any]]] = {
     name: np.dtype(name).newbyteorder("<") for name in TYPE_NAMES if name not in ("string", "array")
 }
 """What an array of a type is in memory: little-endian, as in the file."""
+
+SCALARS: Final = {name: struct.Struct(f"<{code}") for name, code in zip(DTYPES, "BbHhIif?Qqd", strict=True)}
+"""How one value of a type is read and written."""
 
 _LENGTH = struct.Struct("<Q").unpack_from
 
@@ -80,7 +84,7 @@ class StringArray(Sequence[str]):
         """`buffer[start:end]` holds `count` strings, each after its uint64 length: checked by the reader."""
         self._path, self._field = path, field
         self._buffer, self._start, self._end, self._count = buffer, start, end, count
-        self._offsets: NumericArray | None = None
+        self._offsets = array("q", [start])
 
     def __len__(self) -> int:
         return self._count
@@ -125,14 +129,14 @@ class StringArray(Sequence[str]):
 
     def raw(self, index: int) -> bytes:
         """One string as it lies in the file; 0 <= index < len."""
-        start = int(self._find(index)) + 8
+        start = self._find(index) + 8
         return bytes(self._buffer[start : start + _LENGTH(self._buffer, start - 8)[0]])
 
     def _decode(self, index: int) -> str:
         try:
             return self.raw(index).decode()
         except UnicodeDecodeError as error:
-            raise self._not_utf8(index, int(self._find(index)) + 8, error) from None
+            raise self._not_utf8(index, self._find(index) + 8, error) from None
 
     def _not_utf8(self, index: int, byte: int, error: UnicodeDecodeError) -> BadFile:
         return BadFile(self._path, f"item {index} is not UTF-8", field=self._field, byte=byte + error.start)
@@ -141,15 +145,16 @@ class StringArray(Sequence[str]):
         return bytes(self._buffer[self._start : self._end])
 
     def _find(self, index: int) -> int:
-        """Where the length of string `index` lies. The first call walks all strings; later ones look it up."""
-        if self._offsets is None:
-            buffer, position = self._buffer, self._start
-            offsets = np.empty(self._count, np.int64)
-            for i in range(self._count):
-                offsets[i] = position
-                position += 8 + _LENGTH(buffer, position)[0]
+        """Where the length of string `index` lies. Found by walking there, and remembered."""
+        if index >= len(self._offsets):
+            # Twice as far as asked, so that going through an array by index walks it once. The table is
+            # replaced, never changed: threads may share it.
+            offsets, position = self._offsets[:], self._offsets[-1]
+            for _ in range(len(offsets), min(2 * index, self._count - 1) + 1):
+                position += 8 + _LENGTH(self._buffer, position)[0]
+                offsets.append(position)
             self._offsets = offsets
-        return int(self._offsets[index])
+        return self._offsets[index]
 
 
 class Metadata(Mapping[str, Any]):
