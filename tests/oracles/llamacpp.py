@@ -37,8 +37,8 @@ class LlamaCpp:
             return np.fromfile(out, np.float32).reshape(-1, n_vocab)
 
     def quantize(self, model: Path, target: Path, kind: str) -> Path:
-        """`kind`  as llama-quantize names it: Q6_K, Q4_K_M, ..."""
-        self.run("llama-quantize", "--allow-requantize", str(model), str(target), kind, "2")
+        """`kind`  as llama-quantize names it, Q6_K, Q4_K_S, ...; every matrix gets it."""
+        self.run("llama-quantize", "--pure", str(model), str(target), kind, "2")
         return target
 
     def run(self, tool: str, *arguments: str) -> str:
