@@ -76,7 +76,7 @@ class Subject:
         native = llamacpp.find()
         if native is None:
             raise CannotRun("llama.cpp is not built: python tools/build_llamacpp.py")
-        n_vocab = self._open("reference").n_vocab
+        n_vocab = self._open("reference").config.n_vocab
         yield "logits", native.logits(self.path, self.token_ids, n_vocab, cache=self.cache)
 
 
@@ -129,7 +129,7 @@ def _subject(args: argparse.Namespace, folder: Path) -> Subject:
     elif tiny and args.prompt is None:
         token_ids = tiny_tokens(tiny.config, args.seed, 48)
     else:
-        token_ids = np.array(Model.open(path, backend="reference").tokenizer.encode(args.prompt or PROMPT))
+        token_ids = np.array(Model.open(path, backend="reference").tokenize(args.prompt or PROMPT))
     return Subject(path, token_ids, tiny, args.cache)
 
 

@@ -56,7 +56,7 @@ def logit_distance(a: np.ndarray, b: np.ndarray) -> LogitDistance:
     """Of the logits `a` from those of the judge, `b`."""
     max_abs, kls, same, overlap = 0.0, [], [], []
     for x, y in _row_blocks(a, b):
-        max_abs = max(max_abs, float(np.abs(x - y).max()))
+        max_abs = float(np.maximum(max_abs, np.abs(x - y).max()))  # NaN stays NaN
         log_p, log_q = log_softmax(y), log_softmax(x)
         kls.append((np.exp(log_p) * (log_p - log_q)).sum(axis=1))
         same.append(x.argmax(axis=1) == y.argmax(axis=1))

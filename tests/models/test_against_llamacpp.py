@@ -73,11 +73,11 @@ def _compare_on_text(path: Path, native: llamacpp.LlamaCpp, *, n_tokens: int, ch
 
     model = Model.open(path, backend="cpu")
     text = (HERE / "text.txt").read_text() + (HERE.parent.parent / "LICENSE").read_text()
-    token_ids = np.array(model.tokenizer.encode(text)[:n_tokens])
+    token_ids = model.tokenize(text, add_special=False)[:n_tokens]
     assert len(token_ids) == n_tokens, "the text is too short"
     ours_nll, theirs_nll = [], []
     for start in range(0, n_tokens, chunk):
-        ids = token_ids[start : start + chunk]
+        ids = np.array(model.tokenize("") + token_ids[start : start + chunk])  # each chunk begins as a text does
         ours = model.logits(ids.tolist())
         theirs = native.logits(path, ids, ours.shape[1], cache="f16")
         distance = logit_distance(ours, theirs)
