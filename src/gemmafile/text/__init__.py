@@ -1,0 +1,1 @@
+"""Text to token ids and back, and chats to prompts. Start with `tokenizer.py`, then `chat.py`."""
