@@ -20,7 +20,7 @@ def quantize_int8(x: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
     A block of zeros, or so small (below 4e-37) that 127 / max is infinite, has d = 0 and q = 0.
     One with an infinity or a NaN has d = NaN and q = 0, so that its row's results are NaN.
     """
-    blocks = np.ascontiguousarray(x, np.float32).reshape(len(x), -1, block)
+    blocks = np.ascontiguousarray(x, np.float32).reshape(len(x), x.shape[1] // block, block)
     largest = np.abs(blocks).max(axis=-1, initial=0)
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         scale, d = _MAX / largest, largest / _MAX

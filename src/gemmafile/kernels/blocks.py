@@ -55,8 +55,9 @@ def multiply_blocks(
     """Quantised activations q int8[T, K], d float32[T, B], times rows uint8[N, row bytes]: float32[T, N]."""
     out = np.empty((len(q), len(rows)), np.float32)
     step = max(1, CHUNK_WEIGHTS // q.shape[1])
-    for first in range(0, len(rows), step):
-        out[:, first : first + step] = _multiply_chunk(q, d, integers(rows[first : first + step])).T
+    with np.errstate(over="ignore", invalid="ignore"):  # scales may be infinite or NaN, as in a compiled kernel
+        for first in range(0, len(rows), step):
+            out[:, first : first + step] = _multiply_chunk(q, d, integers(rows[first : first + step])).T
     return out
 
 
@@ -71,7 +72,7 @@ def _multiply_chunk(q: np.ndarray, d: np.ndarray, w: Integers) -> np.ndarray:
         f = fma((weights[:, b] @ q[:, b].T).astype(np.float32), w.scale[:, b, None] * d_a, f)
         if w.minima is not None and w.min_scale is not None:
             minima = w.minima[:, b].astype(exact)
-            sums = q[:, b].reshape(len(q), minima.shape[1], -1).sum(axis=-1)
+            sums = q[:, b].reshape(len(q), minima.shape[1], block // minima.shape[1]).sum(axis=-1)
             f = fma((minima @ sums.T).astype(np.float32), -(w.min_scale[:, b, None] * d_a), f)
         if w.offset is not None:
             f = fma(w.offset[:, b, None], d_a * q[:, b].sum(axis=-1), f)

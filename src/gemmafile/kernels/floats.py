@@ -87,13 +87,14 @@ def _multiply_lanes(
     padding = ((0, 0), (0, -x.shape[1] % columns))
     x = np.pad(x, padding)
     out = np.empty((len(x), len(rows)), np.float32)
-    n_rows, chunk = max(1, _CHUNK_LANES // (LANES * len(x))), CHUNK_STEPS * columns
+    n_rows, chunk = max(1, _CHUNK_LANES // (LANES * max(1, len(x)))), CHUNK_STEPS * columns
     for first in range(0, len(rows), n_rows):
         w = np.pad(read(rows[first : first + n_rows]), padding)
         sums = (
             _sum_chunk(w[:, i : i + chunk], x[:, i : i + chunk], columns, step) for i in range(0, x.shape[1], chunk)
         )
-        out[:, first : first + n_rows] = reduce(np.add, sums).T
+        with np.errstate(over="ignore", invalid="ignore"):
+            out[:, first : first + n_rows] = reduce(np.add, sums).T
     return out
 
 

@@ -150,7 +150,9 @@ def _check_sizes(file: ModelFile, c: ModelConfig) -> None:
     for rope in (c.rope, c.rope_local):
         if rope.dim % 2 or not 0 < rope.dim <= c.head_dim:
             raise UnsupportedModel(
-                file.path, f"is {rope.dim}, expected an even number up to {c.head_dim}", field=f"{key}.rope.dimension_count"
+                file.path,
+                f"is {rope.dim}, expected an even number up to {c.head_dim}",
+                field=f"{key}.rope.dimension_count",
             )
 
 
@@ -195,15 +197,22 @@ def _vocabulary_size(file: ModelFile) -> int:
 
 
 def _linear_factor(keys: _Keys) -> float:
-    """The linear RoPE factor, 1 when there is no scaling. Other scalings are refused, not ignored."""
-    kind = keys.metadata.get_str(f"{keys.architecture}.rope.scaling.type", "none")
+    """The linear RoPE factor, 1 when there is no scaling. Other scalings are refused, not ignored.
+
+    As in llama.cpp (llama-model.cpp), a factor without a type is linear, and rope.scale_linear is its old name.
+    """
+    kind = keys.metadata.get_str(f"{keys.architecture}.rope.scaling.type", "linear")
     if kind not in ("none", "linear"):
         raise UnsupportedModel(
             keys.file.path,
             f"RoPE scaling {kind!r} is not supported (none and linear are)",
             field=f"{keys.architecture}.rope.scaling.type",
         )
-    return keys.number("rope.scaling.factor") if kind == "linear" else 1.0
+    if kind == "none":
+        return 1.0
+    if keys.has("rope.scale_linear") and not keys.has("rope.scaling.factor"):
+        return keys.number("rope.scale_linear")
+    return keys.number("rope.scaling.factor", default=None if keys.has("rope.scaling.type") else 1.0)
 
 
 def _query_scale(keys: _Keys, c: dict[str, object], big_layers: int, notes: list[str]) -> float:

@@ -1,0 +1,302 @@
+"""Every format: blocks by hand, blocks by the `gguf` package, and products in the order of docs/numerics.md."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+
+import numpy as np
+import pytest
+
+from gemmafile.errors import UnsupportedModel
+from gemmafile.files.formats import format_by_name
+from gemmafile.kernels import blocks, floats, formats_on
+from gemmafile.kernels.activations import quantize_int8, round_bf16
+from gemmafile.kernels.formats_on import FORMAT_MODULES, check_formats, format_module
+from gemmafile.model.weights import LayerWeights, ModelWeights, Weight
+from tests.kernels.exact_floats import exact_fma, exact_tree
+from tests.kernels.random_blocks import random_rows
+
+F = np.float32
+ALL = list(FORMAT_MODULES)
+QUANTISED = [name for name in ALL if format_module(name).ACTIVATIONS]
+
+
+def half(x: float) -> bytes:
+    return np.float16(x).tobytes()
+
+
+def bytes_of(*parts: bytes | list[int]) -> np.ndarray:
+    return np.frombuffer(b"".join(bytes(part) for part in parts), np.uint8)
+
+
+# --- blocks by hand --------------------------------------------------------------------------------------------------
+
+
+def test_q8_0_block_by_hand() -> None:
+    q = np.arange(-128, 128, 8, dtype=np.int8)
+    np.testing.assert_array_equal(format_module("Q8_0").dequantize(bytes_of(half(0.25), q.tobytes())), q * F(0.25))
+
+
+def test_q4_0_block_by_hand() -> None:
+    """The low halves are the first sixteen weights."""
+    block = bytes_of(half(2), [i | (15 - i) << 4 for i in range(16)])
+    expected = [2 * (i - 8) for i in range(16)] + [2 * (7 - i) for i in range(16)]
+    np.testing.assert_array_equal(format_module("Q4_0").dequantize(block), expected)
+
+
+def test_q4_1_block_by_hand() -> None:
+    block = bytes_of(half(0.5), half(-3), [i | (15 - i) << 4 for i in range(16)])
+    expected = [0.5 * i - 3 for i in range(16)] + [0.5 * (15 - i) - 3 for i in range(16)]
+    np.testing.assert_array_equal(format_module("Q4_1").dequantize(block), expected)
+
+
+def test_q5_0_block_by_hand() -> None:
+    """Bit i of the uint32 is the fifth bit of weight i: here of 0, 17 and 31."""
+    block = bytes_of(half(1), [0b1, 0, 0b10, 0b1000_0000], [0x21] * 16)
+    expected = np.array([1 - 16] * 16 + [2 - 16] * 16)
+    expected[[0, 17, 31]] += 16
+    np.testing.assert_array_equal(format_module("Q5_0").dequantize(block), expected)
+
+
+def test_q4_k_block_by_hand() -> None:
+    """Sub-scales 1, 2, 3, 4, 21, 38, 55, 7 and sub-minima 63, 0, 0, 5, 58, 0, 0, 16: six bits in two places."""
+    s, m = [1, 2, 3, 4, 21, 38, 55, 7], [63, 0, 0, 5, 58, 0, 0, 16]
+    packed = [s[j] | s[j + 4] >> 4 << 6 for j in range(4)] + [m[j] | m[j + 4] >> 4 << 6 for j in range(4)]
+    packed += [s[j + 4] & 15 | (m[j + 4] & 15) << 4 for j in range(4)]
+    block = bytes_of(half(0.5), half(0.25), packed, [0x93] * 128)
+    expected = [0.5 * s[j] * (9 if j % 2 else 3) - 0.25 * m[j] for j in range(8) for _ in range(32)]
+    np.testing.assert_array_equal(format_module("Q4_K").dequantize(block), expected)
+
+
+def test_q6_k_block_by_hand() -> None:
+    """q[128h + 32k + i]: all zeros but for one weight in each of the eight groups of 32."""
+    low, high, q = np.zeros(128, np.uint8), np.zeros(64, np.uint8), np.zeros(256, int)
+    for group, value in enumerate([63, 32, 17, 48, 1, 2, 16, 33]):
+        h, k, i = group // 4, group % 4, 3 * group + 2
+        low[64 * h + 32 * (k % 2) + i] |= (value & 15) << (4 if k >= 2 else 0)
+        high[32 * h + i] |= (value >> 4) << 2 * k
+        q[128 * h + 32 * k + i] = value
+    s = np.arange(-128, 128, 16, dtype=np.int8)
+    block = bytes_of(low.tobytes(), high.tobytes(), s.tobytes(), half(0.125))
+    expected = 0.125 * np.repeat(s.astype(int), 16) * (q - 32)
+    np.testing.assert_array_equal(format_module("Q6_K").dequantize(block), expected)
+
+
+def test_floats_by_hand() -> None:
+    numbers = [0.0, 1.0, -2.5, 2.0**-14, np.inf]
+    for name, bits in (("F32", np.array(numbers, "<f4")), ("F16", np.array(numbers, "<f2"))):
+        np.testing.assert_array_equal(format_module(name).dequantize(bits.view(np.uint8)), np.array(numbers, F))
+    bits = np.array([0x0000, 0x3F80, 0xC020, 0x3880, 0x7F80], "<u2")
+    np.testing.assert_array_equal(format_module("BF16").dequantize(bits.view(np.uint8)), np.array(numbers, F))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_sizes_are_the_files(name: str) -> None:
+    module, fmt = format_module(name), format_by_name(name)
+    assert (fmt.weights_per_block, fmt.bytes_per_block) == (module.BLOCK, module.BYTES)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_leading_axes_and_read_only_rows(name: str) -> None:
+    rows = random_rows(name, np.random.default_rng(1), 6, 512)
+    rows.flags.writeable = False
+    module = format_module(name)
+    whole = module.dequantize(rows.reshape(2, 3, -1))
+    assert whole.shape == (2, 3, 512)
+    assert whole.dtype == F
+    np.testing.assert_array_equal(whole[1, 2], module.dequantize(rows[5]))
+    assert 0.7 < whole.std() < 1.4
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("name", ALL)
+def test_dequantize_equals_gguf(name: str) -> None:
+    """Any bytes: scales may be infinite, NaN or subnormal."""
+    from gguf import GGMLQuantizationType, quants
+
+    module = format_module(name)
+    rows = np.random.default_rng(2).integers(0, 256, (1000, 1024 // module.BLOCK * module.BYTES), np.uint8)
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        expected = quants.dequantize(rows, GGMLQuantizationType[name])
+        got = module.dequantize(rows)
+    np.testing.assert_array_equal(got, expected)
+
+
+# --- activations -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block", [32, 256])
+def test_int8_activations(block: int) -> None:
+    rng = np.random.default_rng(4)
+    x = (rng.standard_normal((5, 1024)) * 10.0 ** rng.integers(-30, 30, (5, 1))).astype(F)
+    q, d = quantize_int8(x, block)
+    assert q.shape == x.shape
+    assert q.dtype == np.int8
+    assert d.shape == (5, 1024 // block)
+    by_block, q_by_block = x.reshape(5, -1, block), q.reshape(5, -1, block)
+    np.testing.assert_array_equal(d, np.abs(by_block).max(-1) / F(127))
+    assert (np.abs(q_by_block).max(-1) == 127).all()
+    error = np.abs(by_block - q_by_block * d[..., None].astype(np.float64))
+    assert (error <= 0.5001 * d[..., None]).all()
+
+
+def test_int8_activations_round_half_to_even() -> None:
+    x = np.zeros((1, 32), F)
+    x[0, :5] = [127, 0.5, 1.5, 2.5, -0.5]
+    q, d = quantize_int8(x, 32)
+    assert q[0, :5].tolist() == [127, 0, 2, 2, 0]
+    assert d.tolist() == [[1.0]]
+
+
+def test_blocks_without_a_scale() -> None:
+    """Zeros, a maximum whose 127 / max is infinite, an infinity, a NaN; the last block is sound."""
+    x = np.zeros((1, 160), F)
+    x[0, [32, 64, 96, 128]] = [1e-38, np.inf, np.nan, 1]
+    q, d = quantize_int8(x, 32)
+    np.testing.assert_array_equal(d, np.array([[0, 0, np.nan, np.nan, F(1) / F(127)]], F))
+    assert np.flatnonzero(q).tolist() == [128]
+
+
+def test_bfloat16_is_rounded_to_nearest_even() -> None:
+    bits = np.array([0x3F808000, 0x3F818000, 0x3F808001, 0x3F807FFF, 0x7F7FFFFF, 0x7F800000, 0x7F800001], np.uint32)
+    expected = np.array([0x3F80, 0x3F82, 0x3F81, 0x3F80, 0x7F80, 0x7F80, 0x7FC0], np.uint16)
+    np.testing.assert_array_equal(round_bf16(bits.view(F)), expected)
+
+
+# --- products --------------------------------------------------------------------------------------------------------
+
+
+def quantised_float64(name: str, x: np.ndarray) -> np.ndarray:
+    """What the kernels make of the activations, in float64."""
+    module = format_module(name)
+    if name == "BF16":
+        return format_module("BF16").dequantize(module.quantize_activations(x).view(np.uint8)).astype(np.float64)
+    if not module.ACTIVATIONS:
+        return x.astype(np.float64)
+    q, d = module.quantize_activations(x)
+    return (q.reshape(*d.shape, -1) * d[..., None].astype(np.float64)).reshape(x.shape)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_multiply_equals_float64(name: str) -> None:
+    rng = np.random.default_rng(8)
+    rows, x = random_rows(name, rng, 37, 2304), rng.standard_normal((5, 2304), F)
+    expected = quantised_float64(name, x) @ format_module(name).dequantize(rows).astype(np.float64).T
+    np.testing.assert_allclose(format_module(name).multiply(x, rows), expected, rtol=0, atol=1e-6 * np.sqrt(2304) * 20)
+
+
+def law_of_blocks(name: str, x: np.ndarray, row: np.ndarray) -> np.float32:
+    """One number of a product with int8 activations, in scalars: the table of docs/numerics.md read aloud."""
+    module = format_module(name)
+    q, d = module.quantize_activations(x[None])
+    f = F(0)
+    for b, block in enumerate(row.reshape(-1, module.BYTES)):
+        w = module.integers(block)  # type: ignore[attr-defined]
+        q_b, d_a = q[0, b * module.BLOCK : (b + 1) * module.BLOCK].astype(int), d[0, b]
+        f = exact_fma(F(w.weights[0].astype(int) @ q_b), w.scale[0] * d_a, f)
+        if w.minima is not None:
+            sums = q_b.reshape(len(w.minima[0]), -1).sum(axis=1)
+            f = exact_fma(F(w.minima[0].astype(int) @ sums), -(w.min_scale[0] * d_a), f)
+        if w.offset is not None:
+            f = exact_fma(w.offset[0], d_a * F(q_b.sum()), f)
+    return f
+
+
+def law_of_floats(name: str, x: np.ndarray, row: np.ndarray) -> np.float32:
+    w = format_module(name).dequantize(row)
+    order = [[0]] if name != "BF16" else [[1], [0]]
+    width = len(order)
+    if name == "BF16":
+        x = format_module("BF16").dequantize(round_bf16(x).view(np.uint8))
+    chunks = []
+    for first in range(0, len(x), 1024 * width):
+        acc = [F(0)] * 16
+        for j in range(first, min(first + 1024 * width, len(x)), 16 * width):
+            for (part,) in order:
+                for i in range(16):
+                    k = j + width * i + part
+                    if k < len(x):
+                        acc[i] = exact_fma(w[k], x[k], acc[i])
+        chunks.append(exact_tree(acc))
+    y = chunks[0]
+    for chunk in chunks[1:]:
+        y = y + chunk
+    return y
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_multiply_keeps_the_order_of_the_law(name: str) -> None:
+    """Bit for bit, against scalars; the float formats have a last chunk and a last step that are not full."""
+    law, n_columns = (law_of_blocks, 2048) if name in QUANTISED else (law_of_floats, 2104)
+    rng = np.random.default_rng(9)
+    rows, x = random_rows(name, rng, 2, n_columns), rng.standard_normal((3, n_columns), F)
+    expected = [[law(name, x[t], row) for row in rows] for t in range(3)]
+    np.testing.assert_array_equal(format_module(name).multiply(x, rows), expected)
+
+
+def test_bf16_takes_subnormals_as_zero() -> None:
+    one, tiny = F(1), F(2.0**-127)
+    x = np.zeros((3, 32), F)
+    x[:, 0] = [tiny, one, F(2.0**-64)]
+    w = np.zeros((1, 32), F)
+    w[0, 0] = one
+    row = round_bf16(w).view(np.uint8)
+    assert format_module("BF16").multiply(x, row)[:, 0].tolist() == [0.0, 1.0, 2.0**-64]
+    w[0, 0] = F(2.0**-64)
+    assert format_module("BF16").multiply(x, round_bf16(w).view(np.uint8))[:, 0].tolist() == [0.0, 2.0**-64, 0.0]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_row_alone_equals_the_row_in_a_batch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the other rows nor the chunks of weights change a bit."""
+    rng = np.random.default_rng(10)
+    rows, x = random_rows(name, rng, 19, 768), rng.standard_normal((7, 768), F)
+    together = format_module(name).multiply(x, rows)
+    monkeypatch.setattr(blocks, "CHUNK_WEIGHTS", 3 * 768)
+    monkeypatch.setattr(floats, "_CHUNK_LANES", 3 * 16)
+    alone = np.concatenate([format_module(name).multiply(x[t : t + 1], rows) for t in range(7)])
+    np.testing.assert_array_equal(alone, together)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_no_rows(name: str) -> None:
+    rows = random_rows(name, np.random.default_rng(11), 4, 256)
+    assert format_module(name).multiply(np.empty((0, 256), F), rows).shape == (0, 4)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_infinite_activations_stay_in_their_row(name: str) -> None:
+    rng = np.random.default_rng(12)
+    rows, x = random_rows(name, rng, 4, 256), rng.standard_normal((3, 256), F)
+    expected = format_module(name).multiply(x, rows)
+    x[1, 5] = np.inf
+    with_infinity = format_module(name).multiply(x, rows)
+    assert not np.isfinite(with_infinity[1]).any()
+    np.testing.assert_array_equal(with_infinity[[0, 2]], expected[[0, 2]])
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def test_a_format_without_kernels_is_refused_by_name() -> None:
+    def weight(name: str, fmt: str, *shape: int) -> Weight:
+        return Weight(name, shape, format_by_name(fmt), np.empty(0, np.uint8), 0)
+
+    matrix, vector = weight("m", "Q4_K", 2, 256), weight("v", "F32", 256)
+    names = (field.name for field in dataclasses.fields(LayerWeights))
+    layer = LayerWeights(**{name: vector if name.endswith("norm") else matrix for name in names})
+    weights = ModelWeights(matrix, vector, matrix, [layer])
+    check_formats(weights)
+
+    layer.ffn_down = weight("blk.0.ffn_down.weight", "IQ2_XS", 2, 256)
+    with pytest.raises(UnsupportedModel, match=r"'blk\.0\.ffn_down\.weight'.* IQ2_XS.*supported: .*Q4_K"):
+        check_formats(weights)
+
+
+def test_every_format_has_the_same_surface() -> None:
+    for name, module in FORMAT_MODULES.items():
+        for member in ("BLOCK", "BYTES", "ACTIVATIONS", "dequantize", "quantize_activations", "multiply"):
+            assert hasattr(module, member), f"{name} lacks {member}"
+    assert formats_on.format_module("Q4_K").ACTIVATIONS == 256
