@@ -57,35 +57,42 @@ def test_the_wheel_of_llamacpp_agrees_on_the_next_token(name: str, tmp_path: Pat
 
 
 @pytest.mark.oracle
-def test_smollm2_is_as_sure_of_a_text_as_in_llamacpp(smollm2_path: Path, native: llamacpp.LlamaCpp) -> None:
-    _compare_on_text(smollm2_path, native, n_tokens=4096, chunk=512, most_kl=2e-3)
+def test_smollm2_is_no_farther_from_its_weights_than_in_llamacpp(smollm2_path: Path, native: llamacpp.LlamaCpp) -> None:
+    compare_on_text(smollm2_path, native, n_tokens=4096, chunk=512)
 
 
 @pytest.mark.oracle
-def test_gemma3_is_as_sure_of_a_text_as_in_llamacpp(gemma3_path: Path, native: llamacpp.LlamaCpp) -> None:
+def test_gemma3_is_no_farther_from_its_weights_than_in_llamacpp(gemma3_path: Path, native: llamacpp.LlamaCpp) -> None:
     """Chunks are longer than its window of 512."""
-    _compare_on_text(gemma3_path, native, n_tokens=1600, chunk=800, most_kl=2e-3)
+    compare_on_text(gemma3_path, native, n_tokens=1600, chunk=800)
 
 
-def _compare_on_text(path: Path, native: llamacpp.LlamaCpp, *, n_tokens: int, chunk: int, most_kl: float) -> None:
-    """Ours and theirs on the same tokens: perplexities within 0.5%, mean KL under `most_kl` nats, top-1 over 97%."""
+def compare_on_text(path: Path, native: llamacpp.LlamaCpp, *, n_tokens: int, chunk: int) -> None:
+    """Both engines round activations to int8, so neither can be the other's judge: the exact weights in float32 are,
+    by transformers. Our mean KL from them is at most llama.cpp's and a fifth, our perplexity within 1%."""
     from gemmafile import Model
+    from tests.oracles import hf
 
-    model = Model.open(path, backend="cpu")
+    model, judge = Model.open(path, backend="cpu"), hf.build(hf.read_gguf(path))
     text = (HERE / "text.txt").read_text() + (HERE.parent.parent / "LICENSE").read_text()
     token_ids = model.tokenize(text, add_special=False)[:n_tokens]
     assert len(token_ids) == n_tokens, "the text is too short"
-    ours_nll, theirs_nll = [], []
+    kl: dict[str, list[float]] = {"ours": [], "llama.cpp": []}
+    nll: dict[str, list[np.ndarray]] = {"ours": [], "llama.cpp": [], "exact": []}
     for start in range(0, n_tokens, chunk):
         ids = np.array(model.tokenize("") + token_ids[start : start + chunk])  # each chunk begins as a text does
-        ours = model.logits(ids.tolist())
-        theirs = native.logits(path, ids, ours.shape[1], cache="f16")
-        distance = logit_distance(ours, theirs)
-        print(f"tokens {start}-{start + len(ids)}: {distance}")
-        assert distance.kl < most_kl
-        assert distance.top1 > 0.97
-        ours_nll.append(negative_log_likelihood(ours, ids))
-        theirs_nll.append(negative_log_likelihood(theirs, ids))
-    perplexity, judge = (float(np.exp(np.concatenate(nll).mean())) for nll in (ours_nll, theirs_nll))
-    print(f"perplexity {perplexity:.4f}, llama.cpp {judge:.4f}")
-    assert abs(perplexity / judge - 1) < 0.005
+        exact = hf.logits(judge, ids)
+        nll["exact"].append(negative_log_likelihood(exact, ids))
+        for name in kl:
+            logits = (
+                model.logits(ids.tolist()) if name == "ours" else native.logits(path, ids, exact.shape[1], cache="f16")
+            )
+            distance = logit_distance(logits, exact)
+            print(f"tokens {start}-{start + len(ids)}, {name}: {distance}")
+            kl[name].append(distance.kl)
+            nll[name].append(negative_log_likelihood(logits, ids))
+    perplexity = {name: float(np.exp(np.concatenate(parts).mean())) for name, parts in nll.items()}
+    mean_kl = {name: float(np.mean(parts)) for name, parts in kl.items()}
+    print(f"{path.name}: perplexity {perplexity}, mean KL from the exact weights {mean_kl}")
+    assert mean_kl["ours"] <= 1.2 * mean_kl["llama.cpp"]
+    assert abs(perplexity["ours"] / perplexity["exact"] - 1) < 0.01

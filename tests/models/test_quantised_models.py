@@ -9,13 +9,12 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from tests.models.test_against_transformers import our_logits
 from tests.oracles import llamacpp
 from tools.distance import logit_distance
-from tools.make_tiny import PRESETS, TinyModel, make_tiny, tiny_tokens, write_tiny
+from tools.make_tiny import PRESETS, make_tiny, tiny_tokens, write_tiny
 
 CONFIG = dataclasses.replace(PRESETS["gemma2"], query_std=0.6)
 """Calmer attention: a sharp one would turn the activations' rounding into other answers."""
@@ -27,21 +26,11 @@ MOST_KL = 1e-3
 """Measured: 1.6e-4 to 1.8e-4 for blocks of 32, 3.5e-4 for K-quants, whose activations share a scale by 256."""
 
 
-def blocks_as_floats(path: Path) -> TinyModel:
-    """The weights of a GGUF file as float32, by the `gguf` package."""
-    from gguf import GGUFReader
-    from gguf.quants import dequantize
-
-    tensors = GGUFReader(path).tensors
-    weights = {tensor.name: dequantize(tensor.data, tensor.tensor_type).astype(np.float32) for tensor in tensors}
-    return TinyModel(CONFIG, weights)
-
-
 def kl_from_transformers(path: Path, backend: str) -> float:
     from tests.oracles import hf
 
     token_ids = tiny_tokens(CONFIG, 9, 64)
-    expected = hf.logits(hf.build(blocks_as_floats(path)), token_ids)
+    expected = hf.logits(hf.build(hf.read_gguf(path)), token_ids)
     distance = logit_distance(our_logits(path, backend, token_ids), expected)
     print(distance)
     return distance.kl

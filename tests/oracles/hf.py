@@ -1,6 +1,7 @@
 """transformers in float32 as a judge: the same weights in its model classes, its logits, its values between the layers.
 
-In: a TinyModel (tools/make_tiny.py). Needs torch and transformers: import this inside oracle tests and tools only.
+In: a TinyModel (tools/make_tiny.py), or any GGUF file turned into one by `read_gguf`. Needs torch and transformers:
+import this inside oracle tests and tools only.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,6 +61,43 @@ def build(model: TinyModel) -> Any:
     judge = kinds[config.architecture](hf_config(config)).float().eval()
     judge.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in _hf_weights(model)}, strict=True)
     return judge
+
+
+def read_gguf(path: Path) -> TinyModel:
+    """Any Gemma or Llama GGUF as float32 weights with their sizes, read by the `gguf` package: not by our code."""
+    from gguf import GGUFReader
+    from gguf.quants import dequantize
+
+    reader = GGUFReader(path)
+    weights = {t.name: dequantize(t.data, t.tensor_type).astype(np.float32) for t in reader.tensors}
+    architecture = reader.fields["general.architecture"].contents()
+
+    def value(key: str, default: Any = None) -> Any:
+        found = reader.fields.get(f"{architecture}.{key}")
+        return default if found is None else found.contents()
+
+    n_heads, embedding_dim = value("attention.head_count"), value("embedding_length")
+    config = TinyConfig(
+        architecture,
+        n_layers=value("block_count"),
+        embedding_dim=embedding_dim,
+        feed_forward_dim=value("feed_forward_length"),
+        n_heads=n_heads,
+        n_kv_heads=value("attention.head_count_kv", n_heads),
+        head_dim=value("attention.key_length", embedding_dim // n_heads),
+        n_vocab=len(weights["token_embd.weight"]),
+        n_context=value("context_length"),
+        norm_eps=value("attention.layer_norm_rms_epsilon"),
+        window=value("attention.sliding_window", 0),
+        attn_softcap=value("attn_logit_softcapping", 0.0),
+        logit_softcap=value("final_logit_softcapping", 0.0),
+        rope_base=value("rope.freq_base", 10_000.0),
+        rope_base_local=value("rope.freq_base_swa"),
+        rope_factor=value("rope.scaling.factor", 1.0),
+        tied="output.weight" not in weights,
+    )
+    assert "rope_freqs.weight" not in weights, "their factors have no place in transformers' configuration"
+    return TinyModel(config, weights)
 
 
 def load(folder: str) -> Any:
