@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from gemmafile.errors import BadSettings, UnsupportedModel, nearest
 from gemmafile.files.gguf import ModelFile
@@ -156,7 +157,7 @@ def _check_sizes(file: ModelFile, c: ModelConfig) -> None:
             )
 
 
-def _common(keys: _Keys, notes: list[str]) -> dict[str, object]:
+def _common(keys: _Keys, notes: list[str]) -> dict[str, Any]:
     """Keys that every architecture has."""
     embedding_dim, n_heads = keys.count("embedding_length"), keys.count("attention.head_count")
     if not keys.has("attention.key_length") and embedding_dim % n_heads:
@@ -215,14 +216,17 @@ def _linear_factor(keys: _Keys) -> float:
     return keys.number("rope.scaling.factor", default=None if keys.has("rope.scaling.type") else 1.0)
 
 
-def _query_scale(keys: _Keys, c: dict[str, object], big_layers: int, notes: list[str]) -> float:
+def _query_scale(keys: _Keys, c: dict[str, Any], big_layers: int, notes: list[str]) -> float:
     """Scale of the attention scores. No GGUF key carries it for Gemma: llama.cpp derives it from the size
     (src/models/gemma2.cpp, gemma3.cpp): 27B divides by sqrt(E / H), the others by sqrt(D)."""
     if keys.has("attention.scale"):
         return keys.number("attention.scale")
     e, h, d = c["embedding_dim"], c["n_heads"], c["head_dim"]
-    assert isinstance(e, int) and isinstance(h, int) and isinstance(d, int)
     if c["n_layers"] == big_layers:
+        if e < h:
+            raise UnsupportedModel(
+                keys.file.path, f"{h} heads over {e} numbers", field=f"{keys.architecture}.attention.head_count"
+            )
         notes.append(f"query scale derived for {big_layers} layers (27B): 1/sqrt({e}/{h}) = 1/sqrt({e // h})")
         return 1.0 / math.sqrt(e // h)
     notes.append(f"query scale derived from the head size: 1/sqrt({d})")
@@ -232,7 +236,7 @@ def _query_scale(keys: _Keys, c: dict[str, object], big_layers: int, notes: list
 def _gemma_constant(keys: _Keys, name: str, value: float, notes: list[str]) -> float:
     """A key that the first Gemma 2 converters left out and that is the same for 2B, 9B and 27B."""
     if keys.has(name):
-        return keys.number(name, zero=True)
+        return keys.count(name) if isinstance(value, int) else keys.number(name, zero=True)
     notes.append(f"{keys.architecture}.{name} is not in the file; every Gemma 2 has {value:g}")
     return value
 
@@ -240,18 +244,18 @@ def _gemma_constant(keys: _Keys, name: str, value: float, notes: list[str]) -> f
 def _gemma(keys: _Keys) -> ModelConfig:
     notes: list[str] = []
     c = _common(keys, notes)
-    rope = Rope(keys.number("rope.freq_base", default=10000.0), _linear_factor(keys), int(str(c["head_dim"])), False)
+    rope = Rope(keys.number("rope.freq_base", default=10000.0), _linear_factor(keys), c["head_dim"], False)
     scale = _query_scale(keys, c, -1, notes)
-    return ModelConfig(**c, query_scale=scale, rope=rope, rope_local=rope, embedding_scale=_embedding_scale(c))  # type: ignore[arg-type]
+    return ModelConfig(**c, query_scale=scale, rope=rope, rope_local=rope, embedding_scale=_embedding_scale(c))
 
 
 def _gemma2(keys: _Keys) -> ModelConfig:
     notes: list[str] = []
     c = _common(keys, notes)
-    rope = Rope(keys.number("rope.freq_base", default=10000.0), _linear_factor(keys), int(str(c["head_dim"])), False)
-    n_layers = int(str(c["n_layers"]))
+    rope = Rope(keys.number("rope.freq_base", default=10000.0), _linear_factor(keys), c["head_dim"], False)
+    n_layers = c["n_layers"]
     return ModelConfig(
-        **c,  # type: ignore[arg-type]
+        **c,
         query_scale=_query_scale(keys, c, 46, notes),
         rope=rope,
         rope_local=rope,
@@ -267,10 +271,10 @@ def _gemma2(keys: _Keys) -> ModelConfig:
 def _gemma3(keys: _Keys) -> ModelConfig:
     notes: list[str] = []
     c = _common(keys, notes)
-    dim, n_layers = int(str(c["head_dim"])), int(str(c["n_layers"]))
+    dim, n_layers = c["head_dim"], c["n_layers"]
     period = _window_period(keys)
     return ModelConfig(
-        **c,  # type: ignore[arg-type]
+        **c,
         query_scale=_query_scale(keys, c, 62, notes),
         rope=Rope(keys.number("rope.freq_base"), _linear_factor(keys), dim, False),
         rope_local=Rope(keys.number("rope.freq_base_swa", default=10000.0), 1.0, dim, False),
@@ -297,7 +301,7 @@ def _llama(keys: _Keys) -> ModelConfig:
         if keys.has(name) and keys.metadata.get_int(f"llama.{name}"):
             raise UnsupportedModel(keys.file.path, "mixtures of experts are not supported", field=f"llama.{name}")
     c = _common(keys, notes)
-    head_dim = int(str(c["head_dim"]))
+    head_dim = c["head_dim"]
     if not keys.has("rope.freq_base"):
         notes.append("llama.rope.freq_base is not in the file; Llama 1 and 2 have 10000")
     rope = Rope(
@@ -308,11 +312,11 @@ def _llama(keys: _Keys) -> ModelConfig:
         "rope_freqs.weight" in keys.file.tensors,
     )
     scale = keys.number("attention.scale", default=1.0 / math.sqrt(head_dim))
-    return ModelConfig(**c, query_scale=scale, rope=rope, rope_local=rope, activation="silu")  # type: ignore[arg-type]
+    return ModelConfig(**c, query_scale=scale, rope=rope, rope_local=rope, activation="silu")
 
 
-def _embedding_scale(c: dict[str, object]) -> float:
-    return math.sqrt(int(str(c["embedding_dim"])))
+def _embedding_scale(c: dict[str, Any]) -> float:
+    return math.sqrt(c["embedding_dim"])
 
 
 _READERS: dict[str, Callable[[_Keys], ModelConfig]] = {
