@@ -1,0 +1,244 @@
+"""From logits to the next token.
+
+In: float32 logits of the whole vocabulary and the tokens so far. Out: a `Choice`. Token ids only, no text.
+Next: candidates.py (what the samplers work on), truncation.py, penalties.py; grammar.py for constrained answers.
+
+Order, defaults and formulas are those of llama.cpp, release b11549 (common/sampling.cpp): the grammar's mask, logit
+biases, then `settings.samplers` in their order, then a draw; with mirostat only temperature and mirostat. The
+grammar's mask comes first, so the samplers share out the probability among tokens that may follow.
+
+Randomness is ours: NumPy's PCG64 seeded with `seed`, whose stream is fixed for good. A choice draws one number of
+53 bits, preceded by one for XTC where that is on; it falls on the candidates in order of probability. So the same
+logits, settings and seed give the same tokens, on any machine and any number of threads. llama.cpp draws from
+mt19937: with one seed the two do not choose alike.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import secrets
+from array import array
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemmafile.engine import truncation
+from gemmafile.engine.candidates import Candidates, Floats, Mass, exponentials, largest
+from gemmafile.engine.penalties import Dry, Tokens, apply_penalties
+from gemmafile.engine.sampling_options import (
+    ALIASES,
+    check_sampling,
+    parse_logit_bias,
+    parse_samplers,
+    parse_sampling_seq,
+)
+from gemmafile.errors import GemmafileError
+from gemmafile.settings import SamplingSettings
+
+if TYPE_CHECKING:
+    from gemmafile.engine.grammar import Grammar
+
+__all__ = ["Choice", "Sampler", "parse_logit_bias", "parse_samplers", "parse_sampling_seq"]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A chosen token.
+
+    `logprob`  natural logarithm of its probability under the model, before any setting changed it
+    `top`      the n_probs likeliest tokens under the model and their log-probabilities, likeliest first
+    """
+
+    token_id: int
+    logprob: float
+    top: list[tuple[int, float]] = field(default_factory=list)
+
+
+class Sampler:
+    """Chooses the tokens of one answer. `seed` is the seed in use, also where the settings left it open."""
+
+    def __init__(
+        self,
+        settings: SamplingSettings,
+        n_vocab: int,
+        *,
+        eog_ids: Collection[int] = (),
+        n_context: int = 0,
+        token_bytes: Sequence[bytes] | None = None,
+        grammar: Grammar | None = None,
+    ):
+        """
+        eog_ids      what `ignore_eos` rules out
+        n_context    how far back a repeat_last_n of -1 looks; 0: to the beginning
+        token_bytes  the text of every token: only DRY's sequence breakers need it
+        grammar      the answer's grammar at its beginning; the sampler works on a copy
+
+        Raises BadSettings naming the field.
+        """
+        check_sampling(settings, n_vocab)
+        self.settings, self.n_vocab, self._n_context = settings, n_vocab, n_context
+        self.seed = settings.seed if settings.seed >= 0 else secrets.randbits(32)
+        biases = {int(token_id): float(bias) for token_id, bias in settings.logit_bias.items()}
+        if settings.ignore_eos:
+            biases |= dict.fromkeys(eog_ids, -math.inf)
+        self._bias_ids = np.array(sorted(biases), np.int64)
+        self._biases = np.array([biases[token_id] for token_id in sorted(biases)], np.float64)
+        self._dry = Dry(settings, token_bytes)
+        self._first_grammar = grammar
+        self._steps = self._chain()
+        self.reset()
+
+    def reset(self) -> None:
+        """Back to the beginning of an answer: no tokens so far, the seed as new."""
+        self._random = np.random.PCG64(self.seed)
+        self._history = array("i")
+        self._dry.reset()
+        self._surprise = 2.0 * self.settings.mirostat_tau
+        self.grammar = self._first_grammar.copy() if self._first_grammar is not None else None
+
+    def copy(self) -> Sampler:
+        """A sampler that goes on as this one would, independently of it."""
+        twin = copy.copy(self)
+        twin._random = np.random.PCG64(0)
+        twin._random.state = self._random.state
+        twin._history = self._history[:]
+        twin._dry = copy.copy(self._dry)
+        twin.grammar = self.grammar.copy() if self.grammar is not None else None
+        return twin
+
+    def accept_prompt(self, token_ids: Iterable[int]) -> None:
+        """Notes tokens that were not sampled: penalties count them, the grammar does not see them."""
+        for token_id in token_ids:
+            self._history.append(token_id)
+            self._dry.accept(token_id)
+
+    def accept(self, token_id: int) -> None:
+        """Notes the token that was taken. Raises GemmafileError if the grammar does not allow it."""
+        if self.grammar is not None:
+            self.grammar.accept(token_id)
+        self.accept_prompt((token_id,))
+
+    def sample(self, logits: Floats) -> Choice:
+        """Chooses a token.
+
+        logits  float32[n_vocab], not changed
+        Raises GemmafileError if they hold no usable numbers, or if the settings leave no token to choose.
+        """
+        assert logits.shape == (self.n_vocab,), (logits.shape, self.n_vocab)
+        best = _usable_maximum(logits)
+        candidates = Candidates(logits)
+        if self.grammar is not None:
+            candidates.keep_allowed(self._allowed(self.grammar))
+        self._add_biases(candidates)
+        for name in self._steps:
+            self._apply(name, candidates)
+        token_id = self._draw(candidates)
+        return self._choice(logits, best, token_id)
+
+    def _chain(self) -> tuple[str, ...]:
+        """Names of the steps between biases and draw, those left out that cannot matter."""
+        s = self.settings
+        if s.mirostat:
+            return ("mirostat",)
+        names = tuple(ALIASES[name.lower()] for name in s.samplers)
+        if "temperature" not in names or s.temperature > 0.0 or s.dynatemp_range > 0.0:
+            return names
+        # Greedy: what comes after cannot change the choice; what comes before only if it edits logits or may
+        # remove the likeliest.
+        before = names[: names.index("temperature")]
+        removes_likeliest = {"xtc"} if s.xtc_probability > 0.0 else set()
+        removes_likeliest |= {"typ_p"} if s.typical_p < 1.0 else set()
+        if not removes_likeliest & set(before):
+            before = tuple(name for name in before if name in ("penalties", "dry"))
+        return (*before, "temperature")
+
+    def _apply(self, name: str, candidates: Candidates) -> None:
+        s = self.settings
+        match name:
+            case "penalties":
+                said = self._last(s.repeat_last_n)
+                apply_penalties(candidates, said, s.repeat_penalty, s.frequency_penalty, s.presence_penalty)
+            case "dry":
+                if self._dry.is_on:
+                    self._dry.apply(candidates, self._last(s.dry_penalty_last_n))
+            case "top_n_sigma":
+                truncation.keep_top_n_sigma(candidates, s.top_n_sigma)
+            case "top_k":
+                truncation.keep_top_k(candidates, s.top_k)
+            case "typ_p":
+                truncation.keep_typical(candidates, s.typical_p, s.min_keep)
+            case "top_p":
+                truncation.keep_top_p(candidates, s.top_p, s.min_keep)
+            case "min_p":
+                truncation.keep_min_p(candidates, s.min_p, s.min_keep)
+            case "xtc":
+                # The number is drawn whatever the candidates are, so that it shifts no later draw.
+                if s.xtc_probability > 0.0 and self._uniform() <= s.xtc_probability:
+                    truncation.exclude_top_choices(candidates, s.xtc_threshold, s.min_keep)
+            case "temperature":
+                truncation.apply_temperature(candidates, s.temperature, s.dynatemp_range, s.dynatemp_exponent)
+            case "mirostat":
+                truncation.apply_temperature(candidates, s.temperature)
+                if s.mirostat == 1:
+                    truncation.keep_mirostat_1(candidates, self._surprise, self.n_vocab)
+                else:
+                    truncation.keep_mirostat_2(candidates, self._surprise)
+
+    def _draw(self, candidates: Candidates) -> int:
+        """A token, by its probability among the candidates."""
+        weights = candidates.weights()
+        mass = Mass(weights)
+        rank = mass.count_reaching(self._uniform() * mass.total, beyond=True) - 1
+        while weights[rank] == 0.0:  # where rounding took the sum to its end
+            rank -= 1
+        if self.settings.mirostat:
+            surprise = -math.log2(float(weights[rank]) / mass.total)
+            self._surprise -= self.settings.mirostat_eta * (surprise - self.settings.mirostat_tau)
+        return candidates.token(rank)
+
+    def _uniform(self) -> float:
+        """The next random number, from 0 up to but not 1."""
+        return float(int(self._random.random_raw()) >> 11) * 2.0**-53
+
+    def _last(self, n: int) -> Tokens:
+        """int32: the last `n` tokens; -1: the context's."""
+        if n < 0:
+            n = self._n_context or len(self._history)
+        return np.array(self._history[max(len(self._history) - n, 0) :], np.int32)
+
+    def _allowed(self, grammar: Grammar) -> NDArray[np.bool_]:
+        """bool[n_vocab]: logits beyond the grammar's vocabulary (padding of the model's) are ruled out."""
+        known = grammar.allowed()
+        allowed = np.zeros(self.n_vocab, np.bool_)
+        allowed[: len(known)] = known[: self.n_vocab]
+        return allowed
+
+    def _add_biases(self, candidates: Candidates) -> None:
+        if len(self._bias_ids):
+            candidates.edit(self._bias_ids, lambda logits, present: logits + self._biases[present])
+
+    def _choice(self, logits: Floats, best: float, token_id: int) -> Choice:
+        log_sum = math.log(Mass(exponentials(logits, best)).total) + best
+        top: list[tuple[int, float]] = []
+        if self.settings.n_probs > 0:
+            ids = largest(logits, self.settings.n_probs)
+            ids = ids[np.argsort(-logits[ids], kind="stable")]
+            top = [(token_id, float(logits[token_id]) - log_sum) for token_id in ids.tolist()]
+        return Choice(token_id, float(logits[token_id]) - log_sum, top)
+
+
+def _usable_maximum(logits: Floats) -> float:
+    """The largest logit. Raises GemmafileError for NaN, +inf or nothing but -inf."""
+    with np.errstate(invalid="ignore"):
+        best = float(logits.max())
+    if math.isfinite(best):
+        return best
+    found = "NaN" if math.isnan(best) else "+inf" if best > 0 else "-inf for every token"
+    raise GemmafileError(
+        f"the model produced no usable numbers (logits: {found}); the file may be damaged: verify its checksum, "
+        "or compare with --backend reference"
+    )
