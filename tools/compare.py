@@ -21,7 +21,7 @@ import numpy as np
 
 from gemmafile import Model
 from gemmafile.errors import GemmafileError
-from tools.distance import LogitDistance, logit_distance, tensor_distance
+from tools.distance import logit_distance, tensor_distance
 from tools.make_tiny import PRESETS, TinyModel, make_tiny, tiny_tokens, write_tiny
 
 PROMPT = "The quick brown fox jumps over the lazy dog, and then it sits down to think about what it has done."
@@ -98,13 +98,9 @@ def compare(a: Run, b: Run, tolerance: float, *, show_all: bool) -> bool:
         first = first or (name if differs else "")
     n_common = len(ours.keys() & judge.keys()) - 1
     print(f"{n_common} tensors compared" + ("" if first else f", all within {tolerance:g}"))
-    distance = logit_distance(ours["logits"], judge["logits"])
-    print(distance)
-    return not first and _is_near(distance, float(np.abs(judge["logits"]).max()), tolerance)
-
-
-def _is_near(distance: LogitDistance, largest: float, tolerance: float) -> bool:
-    return distance.max_abs <= tolerance * largest
+    last = logit_distance(ours["logits"], judge["logits"])
+    print(last)
+    return not first and last.max_abs <= tolerance * float(np.abs(judge["logits"]).max())
 
 
 def main() -> int:

@@ -167,7 +167,7 @@ def _inputs(judge: Any, architecture: str) -> Iterator[tuple[str, Any]]:
 
 def hf_config(config: TinyConfig) -> Any:
     """The configuration in transformers' words."""
-    common = {
+    common: dict[str, Any] = {
         "vocab_size": config.n_vocab,
         "hidden_size": config.embedding_dim,
         "intermediate_size": config.feed_forward_dim,
