@@ -71,7 +71,8 @@ def logit_distance(a: np.ndarray, b: np.ndarray) -> LogitDistance:
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     """float64[T, V]"""
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    result: np.ndarray = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return result
 
 
 def negative_log_likelihood(logits: np.ndarray, token_ids: np.ndarray) -> np.ndarray:

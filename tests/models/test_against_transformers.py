@@ -13,8 +13,8 @@ from tests.models.golden import STRIDE, Golden, golden_model, weights_digest
 from tools.distance import same_choice
 from tools.make_tiny import PRESETS, TinyConfig, make_tiny, tiny_tokens, write_tiny
 
-TOLERANCE = 2e-3
-"""On logits of standard deviation 1. float32 itself costs these models 5e-5; a wrong window costs over 0.1."""
+TOLERANCE = 1e-3
+"""On logits of standard deviation 1. float32 itself costs these models 6e-5; every wrong part costs over 5e-3."""
 
 BACKENDS = ("reference", "cpu")
 
