@@ -9,6 +9,8 @@ Activations are int8 in blocks of 32.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from gemmafile.kernels.activations import quantize_int8
@@ -40,3 +42,10 @@ def quantize_activations(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def multiply(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """float32[T, K] times rows uint8[N, K / 32 * 20]: float32[T, N]."""
     return multiply_blocks(*quantize_activations(x), rows, integers)
+
+
+def kernels() -> dict[str, Callable[..., None]]:
+    """The compiled twins of `multiply`."""
+    from gemmafile.kernels.quads import Quad, build_kernels, nibble_halves
+
+    return build_kernels(Quad(BYTES, 2, nibble_halves(4), None))

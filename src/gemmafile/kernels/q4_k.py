@@ -13,6 +13,9 @@ Activations are int8 in blocks of 256.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from gemmafile.kernels.activations import quantize_int8
@@ -62,3 +65,54 @@ def quantize_activations(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def multiply(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """float32[T, K] times rows uint8[N, K / 256 * 144]: float32[T, N]."""
     return multiply_blocks(*quantize_activations(x), rows, integers)
+
+
+def kernels() -> dict[str, Callable[..., None]]:
+    """The compiled twins of `multiply`."""
+    from numba.core import types
+
+    from gemmafile.kernels import simd
+    from gemmafile.kernels.superblocks import SuperBlock, build_kernels, shift_halves
+
+    load_32, join, splat = simd.load_u8x32, simd.join_u8x32, simd.splat_u8x64
+    as_words, as_bytes = simd.u8_as_u16x32, simd.u16_as_u8x64
+    second_by_4 = simd.make(simd.vec("u16", 32), [simd.vec("u16", 32)], shift_halves(0, 4))
+
+    @simd.device
+    def chunk(p, j):
+        q = load_32(p + 16 + 32 * j)
+        return as_bytes(second_by_4(as_words(join(q, q)))) & splat(types.uint8(15))
+
+    return build_kernels(SuperBlock(BYTES, 0, 2, chunk, sub_scale_reader(4), 8, None))
+
+
+def sub_scale_reader(offset: int) -> Any:
+    """scales(p): the 12 bytes at p + offset as i32x16: 8 sub-scales, 8 sub-minima as pairs of int16, zeros."""
+    from numba.core import types
+
+    from gemmafile.kernels import simd
+
+    u64, load_u64, load_u32 = types.uint64, simd.load_u64, simd.load_u32
+
+    def code(b: Any, scales: Any, minima: Any) -> Any:
+        import llvmlite.ir as ir
+
+        bytes_ = ir.VectorType(simd.I8, 8)
+        wide = b.zext(b.bitcast(scales, bytes_), ir.VectorType(simd.I32, 8))
+        pairs = b.bitcast(b.zext(b.bitcast(minima, bytes_), ir.VectorType(simd.I16, 8)), ir.VectorType(simd.I32, 4))
+        pairs = simd.shuffle(b, pairs, simd.splat_constant(pairs.type, 0), [0, 1, 2, 3, 4, 4, 4, 4])
+        return simd.shuffle(b, wide, pairs, range(16))
+
+    place = simd.make(simd.vec("i32", 16), [u64, u64], code)
+
+    @simd.device
+    def scales(p):
+        first, last = load_u64(p + offset), u64(load_u32(p + offset + 8))
+        low, high = first & u64(0xFFFFFFFF), first >> u64(32)
+        upper_scales = (last & u64(0x0F0F0F0F)) | ((low >> u64(2)) & u64(0x30303030))
+        upper_minima = ((last >> u64(4)) & u64(0x0F0F0F0F)) | ((high >> u64(2)) & u64(0x30303030))
+        return place(
+            (low & u64(0x3F3F3F3F)) | (upper_scales << u64(32)), (high & u64(0x3F3F3F3F)) | (upper_minima << u64(32))
+        )
+
+    return scales

@@ -12,6 +12,8 @@ Activations are int8 in blocks of 256.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from gemmafile.kernels.activations import quantize_int8
@@ -58,3 +60,32 @@ def quantize_activations(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def multiply(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """float32[T, K] times rows uint8[N, K / 256 * 210]: float32[T, N]."""
     return multiply_blocks(*quantize_activations(x), rows, integers)
+
+
+def kernels() -> dict[str, Callable[..., None]]:
+    """The compiled twins of `multiply`."""
+    from numba.core import types
+
+    from gemmafile.kernels import simd
+    from gemmafile.kernels.superblocks import SuperBlock, build_kernels, shift_halves
+
+    load_64, load_32, join, splat = simd.load_u8x64, simd.load_u8x32, simd.join_u8x32, simd.splat_u8x64
+    as_words, as_bytes = simd.u8_as_u16x32, simd.u16_as_u8x64
+    load_scales, widen = simd.load_i8x16, simd.converter("i8", "i32", 16)
+    # The two 32-byte copies of the high bits are shifted by different amounts.
+    by_0_and_2 = simd.make(simd.vec("u16", 32), [simd.vec("u16", 32)], shift_halves(0, 2))
+
+    @simd.device
+    def chunk(p, j):
+        low = load_64(p + 64 * (j >> 1))
+        if j & 1:
+            low = as_bytes(as_words(low) >> 4)
+        high = load_32(p + 128 + 32 * (j >> 1))
+        two = as_bytes(by_0_and_2(as_words(join(high, high)) >> (4 * (j & 1))) << 4)
+        return (low & splat(types.uint8(15))) | (two & splat(types.uint8(0x30)))
+
+    @simd.device
+    def scales(p):
+        return widen(load_scales(p + 192))
+
+    return build_kernels(SuperBlock(BYTES, 208, None, chunk, scales, 16, 5))

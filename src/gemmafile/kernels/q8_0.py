@@ -7,6 +7,8 @@ Activations are int8 in blocks of 32.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from gemmafile.kernels.activations import quantize_int8
@@ -36,3 +38,22 @@ def quantize_activations(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def multiply(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """float32[T, K] times rows uint8[N, K / 32 * 34]: float32[T, N]."""
     return multiply_blocks(*quantize_activations(x), rows, integers)
+
+
+def kernels() -> dict[str, Callable[..., None]]:
+    """The compiled twins of `multiply`. Signed bytes become unsigned ones by an offset of 128."""
+    from numba.core import types
+
+    from gemmafile.kernels import simd
+    from gemmafile.kernels.quads import Quad, build_kernels
+
+    load_16, join_16, join_32, splat = simd.load_u8x16, simd.join_u8x16, simd.join_u8x32, simd.splat_u8x64
+
+    @simd.device
+    def halves(p0, p1, p2, p3):
+        sign = splat(types.uint8(128))
+        low = join_32(join_16(load_16(p0 + 2), load_16(p1 + 2)), join_16(load_16(p2 + 2), load_16(p3 + 2)))
+        high = join_32(join_16(load_16(p0 + 18), load_16(p1 + 18)), join_16(load_16(p2 + 18), load_16(p3 + 18)))
+        return low ^ sign, high ^ sign
+
+    return build_kernels(Quad(BYTES, None, halves, 7, below_128=False))

@@ -1,0 +1,162 @@
+"""Activations packed for the matrix kernels: quantised once a row, read by every kernel of the format.
+
+K-quants ("int8_256"), 384 bytes for 256 activations of one token; super-blocks one behind the other, in each all
+tokens side by side:
+    byte 0-255    q       int8[256]
+    byte 256-319  minus the sums of 16 q each, int32[16]
+    byte 320-335  the sums of 32 q each, int16[8]
+    byte 336-339  d       float32
+
+32-blocks ("int8_32"), 192 bytes for 128 activations (a quad of blocks), laid out alike:
+    byte 0-63     q of the first halves of the four blocks, int8[4][16]
+    byte 64-127   q of the second halves
+    byte 128-143  d       float32[4]
+    byte 144-159  minus the sum of q, int32[4]
+    byte 160-175  d times the sum of q, float32[4]
+A quad past the end of a row holds zeros.
+
+"bf16": rows of bfloat16. Exactly what `quantize_activations` of a format states; twins in `activations.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from gemmafile.kernels.ops import NEXT, ROWS, slots
+
+X, X_STRIDE, PACKED, COLUMNS = slots("X X_STRIDE PACKED COLUMNS")
+
+SUPER_BYTES, SUPER_MINUS_SUMS, SUPER_SUMS, SUPER_D = 384, 256, 320, 336
+QUAD_BYTES, QUAD_D, QUAD_MINUS_SUMS, QUAD_D_SUMS = 192, 128, 144, 160
+TOKEN_TILE = 6
+"""Tokens a matrix product takes at a time; buffers of activations and results have room for whole tiles."""
+
+
+def padded_tokens(n: int) -> int:
+    return -(-n // TOKEN_TILE) * TOKEN_TILE
+
+
+def packed_bytes(kind: str, columns: int, tokens: int) -> int:
+    """Bytes that a buffer for packed activations needs."""
+    if kind == "int8_256":
+        return columns // 256 * SUPER_BYTES * padded_tokens(tokens)
+    if kind == "int8_32":
+        return -(-columns // 128) * QUAD_BYTES * padded_tokens(tokens)
+    return 2 * columns * padded_tokens(tokens) + 64
+
+
+def kernels() -> dict[str, Callable[..., None]]:
+    from numba.core import types
+
+    from gemmafile.kernels import simd
+
+    f32 = types.float32
+    load, atomic_add, load_v, load_part = simd.load_i64, simd.atomic_add, simd.load_f32x16, simd.load_part_f32x16
+    store_f32, store_i32, store_i16, store_q = simd.store_f32, simd.store_i32, simd.store_i16, simd.store_i8x16
+    splat, absolute, greater, select, fma = simd.splat_f32x16, simd.absolute, simd.greater, simd.select, simd.fma
+    max_lanes, sum_lanes, sum_ints = simd.max_f32x16, simd.sum_f32x16, simd.sum_i32x16
+    round_even, to_int, to_bytes, quotient, remainder = (
+        simd.round_even, simd.f32_to_i32x16, simd.i32_to_i8x16, simd.quotient, simd.remainder,
+    )  # fmt: skip
+    store_bf16 = simd.store_bf16x16
+    infinity = f32(float("inf"))
+
+    @simd.device
+    def padded(tokens):
+        return quotient(tokens + 5, 6) * 6
+
+    @simd.device
+    def larger(x, y):
+        return select(greater(x, y), x, y)
+
+    @simd.device
+    def scale_and_d(largest, taint):
+        """(127 / largest, largest / 127); zeros for a block of (nearly) zeros, (0, NaN) for one with a NaN or
+        an infinity in it: `taint`, the sum of 0 * x, is a NaN then."""
+        scale, d = f32(127) / largest, largest / f32(127)
+        if taint != taint:
+            return f32(0), f32(float("nan"))
+        if scale == infinity:
+            return f32(0), f32(0)
+        return scale, d
+
+    @simd.device
+    def quantized(v, scale):
+        """int32x16; a NaN times 0 must not reach the integer conversion."""
+        r = round_even(v * splat(scale))
+        return to_int(select(simd_equal(r, r), r, splat(f32(0))))
+
+    simd_equal = simd.equal
+
+    def int8_256(op, shared, thread):
+        n_blocks = quotient(load(op + COLUMNS), 256)
+        tokens = load(shared + load(op + ROWS))
+        n_tasks = tokens * n_blocks
+        while True:
+            first = 8 * atomic_add(op + NEXT, 1)
+            if first >= n_tasks:
+                return
+            for task in range(first, min(first + 8, n_tasks)):
+                row, block = quotient(task, n_blocks), remainder(task, n_blocks)
+                x = load(op + X) + row * load(op + X_STRIDE) + 1024 * block
+                out = load(op + PACKED) + (block * padded(tokens) + row) * SUPER_BYTES
+                largest, taint = splat(f32(0)), splat(f32(0))
+                for i in range(16):
+                    v = load_v(x + 64 * i)
+                    largest, taint = larger(absolute(v), largest), fma(v, splat(f32(0)), taint)
+                scale, d = scale_and_d(max_lanes(largest), sum_lanes(taint))
+                before = types.int32(0)
+                for i in range(16):
+                    q = quantized(load_v(x + 64 * i), scale)
+                    store_q(out + 16 * i, to_bytes(q))
+                    total = sum_ints(q)
+                    store_i32(out + SUPER_MINUS_SUMS + 4 * i, types.int32(-total))
+                    if i & 1:
+                        store_i16(out + SUPER_SUMS + (i - 1), types.int16(before + total))
+                    before = total
+                store_f32(out + SUPER_D, d)
+
+    def int8_32(op, shared, thread):
+        columns = load(op + COLUMNS)
+        n_quads = quotient(columns + 127, 128)
+        tokens = load(shared + load(op + ROWS))
+        n_tasks = tokens * n_quads
+        while True:
+            first = 16 * atomic_add(op + NEXT, 1)
+            if first >= n_tasks:
+                return
+            for task in range(first, min(first + 16, n_tasks)):
+                row, quad = quotient(task, n_quads), remainder(task, n_quads)
+                out = load(op + PACKED) + (quad * padded(tokens) + row) * QUAD_BYTES
+                for j in range(4):
+                    column = 128 * quad + 32 * j
+                    x = load(op + X) + row * load(op + X_STRIDE) + 4 * column
+                    v0, v1 = load_part(x, columns - column), load_part(x + 64, columns - column - 16)
+                    taint = fma(v1, splat(f32(0)), v0 * splat(f32(0)))
+                    scale, d = scale_and_d(max_lanes(larger(absolute(v0), absolute(v1))), sum_lanes(taint))
+                    q0, q1 = quantized(v0, scale), quantized(v1, scale)
+                    store_q(out + 16 * j, to_bytes(q0))
+                    store_q(out + 64 + 16 * j, to_bytes(q1))
+                    total = sum_ints(q0 + q1)
+                    store_f32(out + QUAD_D + 4 * j, d)
+                    store_i32(out + QUAD_MINUS_SUMS + 4 * j, types.int32(-total))
+                    store_f32(out + QUAD_D_SUMS + 4 * j, d * f32(total))
+
+    def bf16(op, shared, thread):
+        columns = load(op + COLUMNS)
+        tokens = load(shared + load(op + ROWS))
+        while True:
+            row = atomic_add(op + NEXT, 1)
+            if row >= tokens:
+                return
+            x, out = load(op + X) + row * load(op + X_STRIDE), load(op + PACKED) + 2 * row * columns
+            i = 0
+            while i + 16 <= columns:
+                store_bf16(out + 2 * i, load_v(x + 4 * i))
+                i += 16
+            while i < columns:
+                simd_store_bf16(out + 2 * i, simd_load_f32(x + 4 * i))
+                i += 1
+
+    simd_store_bf16, simd_load_f32 = simd.store_bf16, simd.load_f32
+    return {"int8_256": int8_256, "int8_32": int8_32, "bf16": bf16}

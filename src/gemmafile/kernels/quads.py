@@ -1,0 +1,297 @@
+"""Matrix kernels of the 32-blocks: four blocks of 32 weights, each with a float16 scale, are taken as one quad.
+
+A format gives a few facts about a block and one function that unpacks four of them (`Quad`); from these come
+
+    matvec  1 to 3 tokens: 4 weight rows side by side, straight from the file's bytes, lanes run along K
+    matmul  more: 32 rows x 512 columns are unpacked into a panel of bytes, lanes are rows; the panel meets the
+            tokens in tiles of 6
+
+Both compute the same exact integer for each row and block and then the same float steps (docs/numerics.md). A row
+whose length is not a multiple of 128 ends in a part of a quad: its missing blocks are the last one again, with
+activations of zero. Activations: `packing.py`, "int8_32".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from gemmafile.kernels.ops import NEXT, ROWS, SCRATCH, SCRATCH_BYTES
+from gemmafile.kernels.packing import QUAD_BYTES, QUAD_D, QUAD_D_SUMS, QUAD_MINUS_SUMS, TOKEN_TILE
+from gemmafile.kernels.superblocks import COLUMNS, N, OUT, OUT_STRIDE, PACKED, ROW_BYTES, WEIGHTS
+
+CHUNK_ROWS = 32
+PANEL_QUADS = 4
+_PANEL, _SCALES = 32 * 32 * 4, 4 * 32 * 4
+_UNPACKED = 2 * 1024
+SCRATCH_NEEDED = _UNPACKED + PANEL_QUADS * (_PANEL + 2 * _SCALES) + 256
+
+
+@dataclass(frozen=True)
+class Quad:
+    """What the kernels must know of a format.
+
+    bytes    of a block
+    offset   byte offset of a float16 that is added to every weight (Q4_1), or None; the scale is at byte 0
+    halves(p0, p1, p2, p3)  a `simd.device`: two u8x64, the first 16 weights of each of four blocks and the last
+             16, as unsigned numbers
+    offset_bits  weights are these numbers - 2^offset_bits; None: no offset
+    below_128    the numbers are
+    """
+
+    bytes: int
+    offset: int | None
+    halves: Any
+    offset_bits: int | None
+    below_128: bool = True
+
+
+def build_kernels(f: Quad) -> dict[str, Callable[..., None]]:
+    return {"matvec": _make_matvec(f), "matmul": _make_matmul(f)}
+
+
+def _make_matvec(f: Quad) -> Callable[..., None]:
+    import llvmlite.ir as ir
+    from numba.core import types
+
+    from gemmafile.kernels import simd
+
+    load, atomic_add, quotient, load_a = simd.load_i64, simd.atomic_add, simd.quotient, simd.load_i8x64
+    store_4, splat_4 = simd.store_f32x4, simd.splat_f32x4
+    bytes_, offset_at, halves = f.bytes, f.offset, f.halves
+    v16, v4 = simd.vec("i32", 16), simd.vec("f32", 4)
+    shift = f.offset_bits
+    prefetch_rows = simd.prefetcher(16 * f.bytes)
+
+    def start_code(b: Any, a: Any) -> Any:
+        """Minus the sum of each block, times the offset, in the first of its four lanes."""
+        if shift is None:
+            return simd.splat_constant(v16.llvm, 0)
+        sums = simd.load_at(b, a, ir.VectorType(simd.I32, 4), QUAD_MINUS_SUMS)
+        shifted = b.shl(sums, simd.splat_constant(sums.type, shift))
+        lanes = [4 if lane % 4 else lane // 4 for lane in range(16)]
+        return simd.shuffle(b, shifted, simd.splat_constant(sums.type, 0), lanes)
+
+    def dot_code(b: Any, acc: Any, u: Any, s: Any) -> Any:
+        return simd.dot_bytes(b, acc, u, s, below_128=f.below_128)
+
+    def by_block_code(b: Any, *rows: Any) -> Any:
+        """Lanes 4 j ... 4 j + 3 of four rows -> the sums of block j in lanes 4 j (row 0) ... 4 j + 3 (row 3)."""
+        quads = range(0, 16, 4)
+
+        def add(x: Any, y: Any, one: list[int], two: list[int]) -> Any:
+            return b.add(simd.shuffle(b, x, y, one), simd.shuffle(b, x, y, two))
+
+        firsts = [i for q in quads for i in (q, 16 + q, q + 1, 17 + q)]
+        seconds = [i for q in quads for i in (q + 2, 18 + q, q + 3, 19 + q)]
+        x, y = add(rows[0], rows[1], firsts, seconds), add(rows[2], rows[3], firsts, seconds)
+        firsts = [i for q in quads for i in (q, q + 1, 16 + q, 17 + q)]
+        seconds = [i for q in quads for i in (q + 2, q + 3, 18 + q, 19 + q)]
+        return add(x, y, firsts, seconds)
+
+    def finish_code(b: Any, acc: Any, sums: Any, a: Any, *blocks: Any) -> Any:
+        """The law's float steps for four blocks; `blocks` are the addresses [block][row]."""
+        floats = b.sitofp(sums, ir.VectorType(simd.F32, 16))
+        for j in range(4):
+            at = blocks[4 * j : 4 * j + 4]
+            d = b.fmul(_four_halves(b, at, 0), simd.splat(b, simd.load_at(b, a, simd.F32, QUAD_D + 4 * j), 4))
+            acc = simd.fma_f32(b, simd.shuffle(b, floats, floats, range(4 * j, 4 * j + 4)), d, acc)
+            if offset_at is not None:
+                total = simd.splat(b, simd.load_at(b, a, simd.F32, QUAD_D_SUMS + 4 * j), 4)
+                acc = simd.fma_f32(b, _four_halves(b, at, offset_at), total, acc)
+        return acc
+
+    start = simd.make(v16, [simd.address], start_code)
+    dot = simd.make(v16, [v16, simd.vec("u8", 64), simd.vec("i8", 64)], dot_code)
+    by_block = simd.make(v16, [v16] * 4, by_block_code)
+    finish = simd.make(v4, [v4, v16, simd.address, *[simd.address] * 16], finish_code)
+
+    @simd.device
+    def block_sums(p, o1, o2, o3, t, a):
+        """int32x16: four lanes for each of the four blocks at p, p + o1, ..."""
+        low, high = halves(p, p + o1, p + o2, p + o3)
+        return dot(dot(t, low, load_a(a)), high, load_a(a + 64))
+
+    def matvec(op, shared, thread):
+        """out[t][r] for 1 to 3 tokens, four rows at a time. Reads ROW_BYTES a row, once."""
+        weights, row_bytes, n = load(op + WEIGHTS), load(op + ROW_BYTES), load(op + N)
+        n_blocks = load(op + COLUMNS) >> 5
+        whole = n_blocks >> 2
+        n_quads = (n_blocks + 3) >> 2
+        left = n_blocks - 4 * whole
+        tokens = load(shared + load(op + ROWS))
+        if tokens == 0:
+            return
+        stride = quotient(tokens + 5, 6) * 6 * QUAD_BYTES
+        while True:
+            first = CHUNK_ROWS * atomic_add(op + NEXT, 1)
+            if first >= n:
+                return
+            r = first
+            while r < min(first + CHUNK_ROWS, n):
+                r0 = weights + r * row_bytes
+                r1 = weights + min(r + 1, n - 1) * row_bytes
+                r2, r3 = weights + min(r + 2, n - 1) * row_bytes, weights + min(r + 3, n - 1) * row_bytes
+                for token in range(tokens):
+                    p0, p1, p2, p3 = r0, r1, r2, r3
+                    ahead = r0 + 4 * row_bytes
+                    a = load(op + PACKED) + token * QUAD_BYTES
+                    acc = splat_4(types.float32(0))
+                    o1, o2, o3 = bytes_, 2 * bytes_, 3 * bytes_
+                    for quad in range(n_quads):
+                        if quad == whole:
+                            o1, o2, o3 = min(1, left - 1) * bytes_, min(2, left - 1) * bytes_, (left - 1) * bytes_
+                        prefetch_rows(ahead)
+                        t = start(a)
+                        sums = by_block(
+                            block_sums(p0, o1, o2, o3, t, a), block_sums(p1, o1, o2, o3, t, a),
+                            block_sums(p2, o1, o2, o3, t, a), block_sums(p3, o1, o2, o3, t, a),
+                        )  # fmt: skip
+                        acc = finish(
+                            acc, sums, a, p0, p1, p2, p3, p0 + o1, p1 + o1, p2 + o1, p3 + o1,
+                            p0 + o2, p1 + o2, p2 + o2, p3 + o2, p0 + o3, p1 + o3, p2 + o3, p3 + o3,
+                        )  # fmt: skip
+                        p0 += 4 * bytes_
+                        p1 += 4 * bytes_
+                        p2 += 4 * bytes_
+                        p3 += 4 * bytes_
+                        ahead += 16 * bytes_
+                        a += stride
+                    store_4(load(op + OUT) + token * load(op + OUT_STRIDE) + 4 * r, acc)
+                r += 4
+
+    return matvec
+
+
+def nibble_halves(first_byte: int) -> Any:
+    """`Quad.halves` for blocks whose 16 bytes from `first_byte` on hold the first weights in their low halves."""
+    from numba.core import types
+
+    from gemmafile.kernels import simd
+
+    load_16, join_16, join_32, splat = simd.load_u8x16, simd.join_u8x16, simd.join_u8x32, simd.splat_u8x64
+    as_words, as_bytes = simd.u8_as_u16x32, simd.u16_as_u8x64
+
+    @simd.device
+    def halves(p0, p1, p2, p3):
+        q = join_32(
+            join_16(load_16(p0 + first_byte), load_16(p1 + first_byte)),
+            join_16(load_16(p2 + first_byte), load_16(p3 + first_byte)),
+        )
+        low = splat(types.uint8(15))
+        return q & low, as_bytes(as_words(q) >> 4) & low
+
+    return halves
+
+
+def _four_halves(b: Any, at: Any, offset: int) -> Any:
+    """The float16 at four addresses: <4 x float>."""
+    import llvmlite.ir as ir
+
+    from gemmafile.kernels import simd
+
+    v = ir.Constant(ir.VectorType(simd.I16, 4), ir.Undefined)
+    for i, a in enumerate(at):
+        v = b.insert_element(v, simd.load_at(b, a, simd.I16, offset), ir.Constant(simd.I32, i))
+    return simd.half_to_f32(b, v)
+
+
+def _make_matmul(f: Quad) -> Callable[..., None]:
+    from gemmafile.kernels import simd
+    from gemmafile.kernels.tiles import WeightTile, transposer
+
+    load, load_f16, store_f32, atomic_add = simd.load_i64, simd.load_f16, simd.store_f32, simd.atomic_add
+    quotient, prefetch, store_bytes = simd.quotient, simd.prefetch, simd.store_u8x64
+    bytes_, offset_at, halves = f.bytes, f.offset or 0, f.halves
+    has_offset, has_start = f.offset is not None, f.offset_bits is not None
+    tile = WeightTile(TOKEN_TILE, QUAD_BYTES, below_128=f.below_128)
+    start, dot = tile.start(f.offset_bits or 0), tile.dot([0, 4, 8, 12, 64, 68, 72, 76])
+    zero_ints, zero_floats, load_tile, store_tile = tile.zero_ints, tile.zero_floats, tile.load, tile.store
+    fma_ints, fma_outer = tile.fma_ints, tile.fma_outer
+    # In the panel a block's eight steps stand together: four of its first 16 weights, four of its last.
+    transpose_low = transposer([128 * (8 * (i // 4) + i % 4) for i in range(16)])
+    transpose_high = transposer([128 * (8 * (i // 4) + 4 + i % 4) for i in range(16)])
+
+    @simd.device
+    def unpack(weights, row_bytes, first, n, n_blocks, quad, unpacked, panel, d_panel):
+        """One quad of 32 rows (the last row again where there are fewer) into a panel."""
+        left = min(4, n_blocks - 4 * quad)
+        o1, o2, o3 = min(1, left - 1) * bytes_, min(2, left - 1) * bytes_, min(3, left - 1) * bytes_
+        for half in range(2):
+            for i in range(16):
+                p = weights + min(first + 16 * half + i, n - 1) * row_bytes + quad * 4 * bytes_
+                low, high = halves(p, p + o1, p + o2, p + o3)
+                store_bytes(unpacked + 64 * i, low)
+                store_bytes(unpacked + 1024 + 64 * i, high)
+                at = d_panel + 64 * half + 4 * i
+                store_f32(at, load_f16(p))
+                store_f32(at + 128, load_f16(p + o1))
+                store_f32(at + 256, load_f16(p + o2))
+                store_f32(at + 384, load_f16(p + o3))
+                if has_offset:
+                    store_f32(at + _SCALES, load_f16(p + offset_at))
+                    store_f32(at + _SCALES + 128, load_f16(p + o1 + offset_at))
+                    store_f32(at + _SCALES + 256, load_f16(p + o2 + offset_at))
+                    store_f32(at + _SCALES + 384, load_f16(p + o3 + offset_at))
+            transpose_low(unpacked, panel + 64 * half)
+            transpose_high(unpacked + 1024, panel + 64 * half)
+
+    @simd.device
+    def prefetch_panel(weights, row_bytes, first, n, quad, n_quads):
+        for i in range(32):
+            p = weights + min(first + i, n - 1) * row_bytes + quad * 4 * bytes_
+            line = 0
+            while line < n_quads * 4 * bytes_:
+                prefetch(p + line)
+                line += 64
+
+    def matmul(op, shared, thread):
+        """out[t][r] for many tokens. Reads the weights once, the activations once per 32 rows."""
+        weights, row_bytes, n = load(op + WEIGHTS), load(op + ROW_BYTES), load(op + N)
+        n_blocks = load(op + COLUMNS) >> 5
+        n_quads = (n_blocks + 3) >> 2
+        tokens = load(shared + load(op + ROWS))
+        if tokens == 0:
+            return
+        stride = quotient(tokens + 5, 6) * 6 * QUAD_BYTES
+        out_stride = load(op + OUT_STRIDE)
+        unpacked = load(shared + SCRATCH) + thread * load(shared + SCRATCH_BYTES)
+        panels = unpacked + _UNPACKED
+        d_panels = panels + PANEL_QUADS * _PANEL
+        while True:
+            first = CHUNK_ROWS * atomic_add(op + NEXT, 1)
+            if first >= n:
+                return
+            quad = 0
+            while quad < n_quads:
+                here = min(PANEL_QUADS, n_quads - quad)
+                for k in range(here):
+                    unpack(weights, row_bytes, first, n, n_blocks, quad + k, unpacked, panels + k * _PANEL,
+                           d_panels + k * 2 * _SCALES)  # fmt: skip
+                if quad + here < n_quads:
+                    prefetch_panel(weights, row_bytes, first, n, quad + here, min(PANEL_QUADS, n_quads - quad - here))
+                t = 0
+                while t < tokens:
+                    c = load(op + OUT) + t * out_stride + 4 * first
+                    if quad == 0:
+                        sums = zero_floats()
+                    else:
+                        sums = load_tile(c, out_stride)
+                    for k in range(here):
+                        a = load(op + PACKED) + (quad + k) * stride + t * QUAD_BYTES
+                        panel, d = panels + k * _PANEL, d_panels + k * 2 * _SCALES
+                        for j in range(4):
+                            if has_start:
+                                acc = start(a + QUAD_MINUS_SUMS + 4 * j)
+                            else:
+                                acc = zero_ints()
+                            acc = dot(acc, panel + 1024 * j, a + 16 * j)
+                            sums = fma_ints(sums, acc, d + 128 * j, a + QUAD_D + 4 * j)
+                            if has_offset:
+                                sums = fma_outer(sums, d + _SCALES + 128 * j, a + QUAD_D_SUMS + 4 * j)
+                    store_tile(sums, c, out_stride)
+                    t += TOKEN_TILE
+                quad += here
+
+    return matmul

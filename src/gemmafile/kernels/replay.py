@@ -1,0 +1,354 @@
+"""The CPU replay: a tape bound to memory once, then walked by all threads for every pass.
+
+Binding gives each value of the tape a place in the arena (places are used again as soon as their value has been
+read for the last time), turns each operation into one or more records that a kernel reads (`ops.py`), and finds
+the kernels' machine code. A pass fills in what changes (rows, positions, pages), embeds the tokens and starts the
+walk; no Python runs between operations. Twin and judge: `reference.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from gemmafile.kernels import attention, packing, pointwise, quads, superblocks
+from gemmafile.kernels.arena import Arena, aligned_bytes
+from gemmafile.kernels.backend import Trace
+from gemmafile.kernels.cache import KVCache
+from gemmafile.kernels.compile import kernel_addresses
+from gemmafile.kernels.formats_on import format_module
+from gemmafile.kernels.ops import (
+    BARRIER, KERNEL, N_OPS, N_OUTPUTS, N_ROWS, N_THREADS, N_TILES, NEXT, OP_BYTES, OPS, OUTPUTS, POSITIONS, ROW_TABLES,
+    ROWS, SCRATCH, SCRATCH_BYTES, SHARED_BYTES, TILE_BYTES, TILES, YIELD, float_bits,
+)  # fmt: skip
+from gemmafile.kernels.packing import packed_bytes, padded_tokens
+from gemmafile.kernels.rotary import inverse_frequencies, rotary_table
+from gemmafile.kernels.threads import Team, yield_address
+from gemmafile.model.batch import Batch
+from gemmafile.model.config import ModelConfig, Rope
+from gemmafile.model.tape import (
+    Add, Attention, Embed, Gate, MatMul, Norm, Op, Rotate, SoftCap, TakeOutputs, Tape, Value, writes,
+)  # fmt: skip
+from gemmafile.model.weights import ModelWeights, Weight
+
+FEW_TOKENS = 3
+"""Up to so many tokens are multiplied one by one straight from the weights' bytes; more go through a panel."""
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """How a format is multiplied: kernels for few and many tokens, and what packs its activations."""
+
+    matvec: str
+    matmul: str
+    packing: str | None
+
+
+PRODUCTS = {
+    name: Product(f"{name.lower()}.matvec", f"{name.lower()}.matmul", kind)
+    for name, kind in {
+        "Q6_K": "int8_256", "Q4_K": "int8_256", "Q8_0": "int8_32", "Q5_0": "int8_32", "Q4_0": "int8_32",
+        "Q4_1": "int8_32",
+    }.items()
+} | {
+    name: Product(f"dots.{name.lower()}_matvec", f"dots.{name.lower()}_matmul", "bf16" if name == "BF16" else None)
+    for name in ("F32", "F16", "BF16")
+}  # fmt: skip
+
+
+@dataclass(slots=True)
+class Record:
+    """One operation as a kernel sees it; `many` is the kernel for more than FEW_TOKENS rows, if another."""
+
+    kernel: str
+    fields: dict[int, int]
+    rows: int = N_ROWS
+    many: str | None = None
+    barrier: bool = True
+    values: tuple[Value, ...] = ()
+
+
+@dataclass
+class Rotation:
+    """The angle tables of one kind of layer, filled for each pass."""
+
+    inv_freq: np.ndarray
+    cos: np.ndarray
+    sin: np.ndarray
+
+
+@dataclass
+class Program:
+    """Records with their kernels chosen, ready to be walked."""
+
+    ops: np.ndarray
+    starts: list[tuple[int, int, tuple[Value, ...]]] = field(default_factory=list)
+
+
+class CpuReplay:
+    """Replays a tape with compiled kernels. Not for several callers at once: the engine sees to that."""
+
+    name = "cpu"
+
+    def __init__(
+        self, tape: Tape, config: ModelConfig, weights: ModelWeights, cache: KVCache,
+        *, threads: int, max_rows: int, say: Callable[[str], None] | None = None,
+    ):  # fmt: skip
+        self.config, self.weights, self.cache, self.max_rows = config, weights, cache, max_rows
+        self._arena = Arena(tape, padded_tokens(max_rows))
+        self._packed = {
+            kind: aligned_bytes(size) for kind, size in _packed_sizes(tape, padded_tokens(max_rows)).items()
+        }
+        self._rotations: dict[Rope, Rotation] = {}
+        self._embed = next(op for op in tape.ops if isinstance(op, Embed))
+        self._records = [record for op in tape.ops for record in self._records_of(op)]
+        self._logits = writes(tape.ops[-1])[0]
+        self._kernels = kernel_addresses(_kernel_names(self._records), say)
+        self._programs: dict[tuple[bool, bool], Program] = {}
+        self._allocate_pass(threads)
+        self._team = Team(threads, self._kernels["threads.walk"])
+
+    # --- a pass -------------------------------------------------------------------------------------------------
+
+    def run(self, batch: Batch, trace: Trace | None = None) -> np.ndarray:
+        assert 0 < batch.n_rows <= self.max_rows
+        self._fill_pass(batch)
+        program = self._program(batch.n_rows > FEW_TOKENS, len(batch.outputs) > FEW_TOKENS)
+        program.ops[:, NEXT // 8] = 0
+        if trace is None:
+            self._walk(program.ops)
+        else:
+            self._walk_traced(program, batch, trace)
+        return self._arena.view(self._logits, len(batch.outputs))
+
+    def _walk(self, ops: np.ndarray) -> None:
+        self._shared[OPS // 8], self._shared[N_OPS // 8] = ops.ctypes.data, len(ops)
+        self._team.run(self._shared_address)
+
+    def _walk_traced(self, program: Program, batch: Batch, trace: Trace) -> None:
+        trace(self._embed.out.name, self._arena.view(self._embed.out, batch.n_rows))
+        for first, end, values in program.starts:
+            self._walk(program.ops[first:end])
+            for value in values:
+                n = len(batch.outputs) if value.on_outputs else batch.n_rows
+                trace(value.name, self._arena.view(value, n))
+
+    def _fill_pass(self, batch: Batch) -> None:
+        n, shared = batch.n_rows, self._shared
+        self._positions[:n] = batch.positions
+        self._outputs[: len(batch.outputs)] = batch.outputs
+        shared[N_ROWS // 8], shared[N_OUTPUTS // 8] = n, len(batch.outputs)
+        tables = np.ascontiguousarray(batch.page_tables, np.int32)
+        self._tables = tables  # alive for the length of the pass
+        addresses = tables.ctypes.data + tables.strides[0] * np.arange(len(tables), dtype=np.int64)
+        self._row_tables[:n] = addresses[batch.sequences]
+        self._fill_tiles(batch)
+        for rotation in self._rotations.values():
+            cos, sin = rotary_table(rotation.inv_freq, batch.positions)
+            rotation.cos[:n], rotation.sin[:n] = cos, sin
+        self._embed_tokens(batch)
+
+    def _fill_tiles(self, batch: Batch) -> None:
+        """Cut the runs of each sequence into tiles of attention."""
+        size = attention.tile_tokens(self.config.n_heads // self.config.n_kv_heads)
+        count = 0
+        for first, length in batch.runs():
+            for start in range(first, first + length, size):
+                rows = min(size, first + length - start)
+                last = int(batch.positions[start + rows - 1])
+                self._tiles[count] = (start, rows, self._row_tables[start], last)
+                count += 1
+        self._shared[N_TILES // 8] = count
+
+    def _embed_tokens(self, batch: Batch) -> None:
+        table = self._embed.table
+        rows = table.data.reshape(table.shape[0], -1)[batch.token_ids]
+        out = self._arena.view(self._embed.out, batch.n_rows)
+        np.multiply(format_module(table.format.name).dequantize(rows), np.float32(self._embed.scale), out=out)
+
+    def _allocate_pass(self, threads: int) -> None:
+        n = self.max_rows
+        self._shared = aligned_bytes(SHARED_BYTES).view(np.int64)
+        self._shared_address = self._shared.ctypes.data
+        self._positions, self._outputs = np.zeros(n, np.int32), np.zeros(n, np.int32)
+        self._row_tables, self._tiles = np.zeros(n, np.int64), np.zeros((n, TILE_BYTES // 8), np.int64)
+        group = self.config.n_heads // self.config.n_kv_heads
+        needs = attention.scratch_bytes(group), superblocks.SCRATCH_NEEDED, quads.SCRATCH_NEEDED
+        scratch = -(-max(needs) // 4096) * 4096 + 128  # threads' scratch not at the same place in their pages
+        self._scratch = aligned_bytes(scratch * threads)
+        values = {
+            N_THREADS: threads, YIELD: yield_address(), OUTPUTS: self._outputs.ctypes.data,
+            TILES: self._tiles.ctypes.data, SCRATCH: self._scratch.ctypes.data, SCRATCH_BYTES: scratch,
+            POSITIONS: self._positions.ctypes.data, ROW_TABLES: self._row_tables.ctypes.data,
+        }  # fmt: skip
+        for at, value in values.items():
+            self._shared[at // 8] = value
+
+    def _program(self, many_rows: bool, many_outputs: bool) -> Program:
+        key = (many_rows, many_outputs)
+        if key not in self._programs:
+            self._programs[key] = self._choose_kernels(*key)
+        return self._programs[key]
+
+    def _choose_kernels(self, many_rows: bool, many_outputs: bool) -> Program:
+        ops = aligned_bytes(OP_BYTES * len(self._records)).view(np.int64).reshape(-1, OP_BYTES // 8)
+        program = Program(ops)
+        first = 0
+        for i, record in enumerate(self._records):
+            many = many_outputs if record.rows == N_OUTPUTS else many_rows
+            kernel = record.many if many and record.many else record.kernel
+            fields = {KERNEL: self._kernels[kernel], BARRIER: int(record.barrier), ROWS: record.rows, **record.fields}
+            for at, value in fields.items():
+                ops[i, at // 8] = value
+            if record.values:
+                program.starts.append((first, i + 1, record.values))
+                first = i + 1
+        return program
+
+    # --- binding ------------------------------------------------------------------------------------------------
+
+    def _records_of(self, op: Op) -> list[Record]:
+        """The records of one operation; the last one carries the values to show in a trace."""
+        match op:
+            case Embed():
+                return []
+            case Norm():
+                records = [self._norm(op)]
+            case MatMul():
+                records = self._matmul(op)
+            case Rotate():
+                records = [self._rotate(op)]
+            case Attention():
+                records = self._attention(op)
+            case Gate():
+                fields = self._in_out(op.gate, op.out) | self._second(op.up)
+                records = [Record(f"pointwise.{op.activation}", fields)]
+            case Add():
+                records = [Record("pointwise.add", self._in_out(op.x, op.out) | self._second(op.y))]
+            case TakeOutputs():
+                records = [Record("pointwise.take_outputs", self._in_out(op.x, op.out), N_OUTPUTS)]
+            case SoftCap():
+                caps = {
+                    pointwise.CAP: float_bits(op.cap),
+                    pointwise.INVERSE_CAP: float_bits(float(np.float32(1.0 / op.cap))),
+                }
+                records = [Record("pointwise.softcap", self._in_out(op.x, op.out) | caps)]
+        for record in records:
+            if any(v.on_outputs for v in writes(op)):
+                record.rows = N_OUTPUTS
+        records[-1].values = writes(op)
+        return records
+
+    def _in_out(self, x: Value, out: Value) -> dict[int, int]:
+        arena = self._arena
+        return {
+            pointwise.X: arena.address(x), pointwise.X_STRIDE: arena.stride(x),
+            pointwise.OUT: arena.address(out), pointwise.OUT_STRIDE: arena.stride(out), pointwise.WIDTH: x.width,
+        }  # fmt: skip
+
+    def _second(self, y: Value) -> dict[int, int]:
+        return {pointwise.Y: self._arena.address(y), pointwise.Y_STRIDE: self._arena.stride(y)}
+
+    def _norm(self, op: Norm) -> Record:
+        own = {
+            pointwise.WEIGHT: op.weight.address, pointwise.GROUP: op.weight.shape[0],
+            pointwise.EPS: float_bits(op.eps),
+        }  # fmt: skip
+        return Record("pointwise.norm", self._in_out(op.x, op.out) | own)
+
+    def _rotate(self, op: Rotate) -> Record:
+        rotation = self._rotations.get(op.rope) or self._make_rotation(op.rope)
+        own = {
+            pointwise.HEAD_DIM: op.head_dim, pointwise.HALF: op.rope.dim // 2,
+            pointwise.COS: rotation.cos.ctypes.data, pointwise.SIN: rotation.sin.ctypes.data,
+        }  # fmt: skip
+        kernel = "pointwise.rotate_interleaved" if op.rope.interleaved else "pointwise.rotate"
+        return Record(kernel, self._in_out(op.x, op.out) | own)
+
+    def _make_rotation(self, rope: Rope) -> Rotation:
+        factors = None
+        if rope.use_factors:
+            assert self.weights.rope_freqs is not None
+            factors = self.weights.rope_freqs.data.view("<f4")
+        shape = (self.max_rows, rope.dim // 2)
+        rotation = Rotation(inverse_frequencies(rope, factors), np.zeros(shape, np.float32), np.zeros(shape, np.float32))
+        self._rotations[rope] = rotation
+        return rotation
+
+    def _matmul(self, op: MatMul) -> list[Record]:
+        """Pack the activations for each kind of weights there is, then multiply; no waiting in between."""
+        records = []
+        for kind in dict.fromkeys(PRODUCTS[w.format.name].packing for w in op.weights):
+            if kind is not None:
+                records.append(self._pack(op.x, kind))
+        for weight, out in zip(op.weights, op.outs, strict=True):
+            record = self._product(op.x, weight, out)
+            record.barrier = weight is op.weights[-1]
+            records.append(record)
+        return records
+
+    def _pack(self, x: Value, kind: str) -> Record:
+        fields = {
+            packing.X: self._arena.address(x), packing.X_STRIDE: self._arena.stride(x),
+            packing.PACKED: self._packed[kind].ctypes.data, packing.COLUMNS: x.width,
+        }  # fmt: skip
+        return Record(f"packing.{kind}", fields)
+
+    def _product(self, x: Value, weight: Weight, out: Value) -> Record:
+        product = PRODUCTS[weight.format.name]
+        s, kind = superblocks, product.packing
+        fields = {
+            s.WEIGHTS: weight.address, s.ROW_BYTES: weight.row_bytes, s.N: weight.shape[0], s.COLUMNS: weight.shape[1],
+            s.PACKED: self._packed[kind].ctypes.data if kind else self._arena.address(x),
+            s.PACKED_STRIDE: 2 * x.width if kind else self._arena.stride(x),
+            s.OUT: self._arena.address(out), s.OUT_STRIDE: self._arena.stride(out),
+        }  # fmt: skip
+        return Record(product.matvec, fields, many=product.matmul)
+
+    def _attention(self, op: Attention) -> list[Record]:
+        a, cache, arena = attention, self.cache, self._arena
+        keys, values = cache.keys[op.layer], cache.values[op.layer]
+        common = {
+            a.KEYS: keys.ctypes.data, a.VALUES: values.ctypes.data, a.KEY_PAGE: keys.strides[0],
+            a.VALUE_PAGE: values.strides[0], a.KEY_HEAD: keys.strides[1], a.VALUE_HEAD: values.strides[1],
+            a.N_KV: op.n_kv_heads, a.HEAD_DIM: op.head_dim, a.WIDTH: cache.width,
+        }  # fmt: skip
+        store = common | {
+            a.K: arena.address(op.k), a.K_STRIDE: arena.stride(op.k), a.V: arena.address(op.v),
+            a.V_STRIDE: arena.stride(op.v),
+        }  # fmt: skip
+        attend = common | {
+            a.Q: arena.address(op.q), a.Q_STRIDE: arena.stride(op.q), a.OUT: arena.address(op.out),
+            a.OUT_STRIDE: arena.stride(op.out), a.GROUP: op.n_heads // op.n_kv_heads, a.SCALE: float_bits(op.scale),
+            a.WINDOW: op.window, a.CAP: float_bits(op.softcap),
+            a.INVERSE_CAP: float_bits(float(np.float32(1.0 / op.softcap)) if op.softcap else 0.0),
+        }  # fmt: skip
+        kinds = f"{cache.kind_k}_{cache.kind_v}"
+        return [Record(f"attention.store_{kinds}", store), Record(f"attention.attend_{kinds}", attend)]
+
+    def close(self) -> None:
+        self._team.close()
+
+
+def _kernel_names(records: list[Record]) -> set[str]:
+    names = {"threads.walk"}
+    for record in records:
+        names.add(record.kernel)
+        if record.many:
+            names.add(record.many)
+    return names
+
+
+def _packed_sizes(tape: Tape, tokens: int) -> dict[str, int]:
+    """Bytes of the buffer of packed activations of each kind: the largest that any product needs."""
+    sizes: dict[str, int] = {}
+    for op in tape.ops:
+        if isinstance(op, MatMul):
+            for weight in op.weights:
+                kind = PRODUCTS[weight.format.name].packing
+                if kind is not None:
+                    sizes[kind] = max(sizes.get(kind, 0), packed_bytes(kind, op.x.width, tokens))
+    return sizes
+

@@ -1,0 +1,282 @@
+"""Register tiles: blocks of accumulators that stay in registers, as tuples of vectors.
+
+A tile is a UniTuple of vectors; its loops are unrolled here, in Python, while the intrinsic is built, so that LLVM
+sees plain registers. Three kinds:
+
+    OuterTile   4 rows x 64 columns of float32, for attention: c += a[row] * b[columns]
+    WeightTile  32 weight rows x n tokens, lanes are weight rows, for the integer formats
+    DotTile     weight rows x tokens, lanes run along K, for the float formats
+
+Needs Numba; only kernel builders import it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import llvmlite.ir as ir
+from numba.core import types
+
+from gemmafile.kernels import simd
+from gemmafile.kernels.simd import F32, I16, I32, I64, I8, address, load_at, make, splat, store_at, vec, void
+
+_FLOATS, _INTS = ir.VectorType(F32, 16), ir.VectorType(I32, 16)
+
+
+def _pack(vectors: Sequence[Any]) -> Callable[[Any], Any]:
+    def build(b: Any) -> Any:
+        tile = ir.Constant(ir.ArrayType(vectors[0].type, len(vectors)), ir.Undefined)
+        for i, v in enumerate(vectors):
+            tile = b.insert_value(tile, v, i)
+        return tile
+
+    return build
+
+
+def _join(b: Any, vectors: Sequence[Any]) -> Any:
+    return _pack(vectors)(b)
+
+
+def _split(b: Any, tile: Any) -> list[Any]:
+    return [b.extract_value(tile, i) for i in range(tile.type.count)]
+
+
+def _at(b: Any, base: Any, *terms: Any) -> Any:
+    """base + the terms; Python integers become constants."""
+    for term in terms:
+        base = b.add(base, ir.Constant(I64, term) if isinstance(term, int) else term)
+    return base
+
+
+def _times(b: Any, stride: Any, n: int) -> Any:
+    return b.mul(stride, ir.Constant(I64, n))
+
+
+class OuterTile:
+    """4 rows x 64 columns of float32 sums of outer products.
+
+    rows of `a` lie `A_STRIDE` bytes apart; `b` gives 64 numbers of `kind` (f32, f16, bf16)
+    """
+
+    ROWS, COLUMNS = 4, 64
+
+    def __init__(self, a_stride: int, c_stride: int, kind: str):
+        n = self.ROWS * 4
+        tile = types.UniTuple(vec("f32", 16), n)
+
+        def b_vector(b: Any, at: Any, i: int) -> Any:
+            if kind == "f32":
+                return load_at(b, at, _FLOATS, 64 * i)
+            half = load_at(b, at, ir.VectorType(I16, 16), 32 * i)
+            return simd.half_to_f32(b, half) if kind == "f16" else simd.bf16_to_f32(b, half)
+
+        def step(b: Any, acc: Any, a: Any, row: Any) -> Any:
+            acc = _split(b, acc)
+            columns = [b_vector(b, row, i) for i in range(4)]
+            for r in range(self.ROWS):
+                one = splat(b, load_at(b, a, F32, r * a_stride), 16)
+                for i in range(4):
+                    acc[4 * r + i] = simd.fma_f32(b, one, columns[i], acc[4 * r + i])
+            return _join(b, acc)
+
+        def load(b: Any, c: Any, factors: Any) -> Any:
+            vectors = []
+            for r in range(self.ROWS):
+                factor = splat(b, load_at(b, factors, F32, 4 * r), 16)
+                vectors += [b.fmul(load_at(b, c, _FLOATS, r * c_stride + 64 * i), factor) for i in range(4)]
+            return _join(b, vectors)
+
+        def store(b: Any, acc: Any, c: Any, stride: int) -> None:
+            for i, v in enumerate(_split(b, acc)):
+                store_at(b, v, c, (i // 4) * stride + 64 * (i % 4))
+
+        self.zero = make(tile, [], lambda b: _join(b, [simd.splat_constant(_FLOATS, 0.0)] * n))
+        self.step = make(tile, [tile, address, address], step)
+        """step(tile, a, b): tile[r][c] = fma(a[r], b[c], tile[r][c])"""
+        self.load_scaled = make(tile, [address, address], load)
+        """load_scaled(c, factors): tile[r][c] = c[r][c] * factors[r]"""
+        self.store = make(void, [tile, address], lambda b, t, c: store(b, t, c, c_stride))
+
+
+class WeightTile:
+    """32 weight rows (2 vectors) x n tokens. Sums are exact int32; floats follow the law.
+
+    A panel holds weights as bytes [k / 4][32 rows][4]; a token's activations lie `token_bytes` apart.
+    """
+
+    VECTORS, ROWS = 2, 32
+
+    def __init__(self, n_tokens: int, token_bytes: int, *, below_128: bool):
+        self.n_tokens, self.n = n_tokens, n_tokens * self.VECTORS
+        self.token_bytes, self.below_128 = token_bytes, below_128
+        ints, floats = types.UniTuple(vec("i32", 16), self.n), types.UniTuple(vec("f32", 16), self.n)
+        zero_i, zero_f = simd.splat_constant(_INTS, 0), simd.splat_constant(_FLOATS, 0.0)
+        self.ints, self.floats = ints, floats
+        self.zero_ints = make(ints, [], lambda b: _join(b, [zero_i] * self.n))
+        self.zero_floats = make(floats, [], lambda b: _join(b, [zero_f] * self.n))
+        self.load = make(floats, [address, address], self._load)
+        """load(c, stride): the tile from float32 c[token][row]"""
+        self.store = make(void, [floats, address, address], self._store)
+        """store(tile, c, stride): all 32 rows; rows of an output are padded to 32 numbers"""
+        self.add_scaled = make(ints, [ints, ints, address], self._add_scaled)
+        """add_scaled(total, acc, scales): total += acc * scales int32[32]"""
+        self.fma_ints = make(floats, [floats, ints, address, address], self._fma_ints(False))
+        """fma_ints(f, acc, d_rows, d_tokens): f = fma(float(acc), d_rows[row] * d_tokens[token], f)"""
+        self.fma_ints_negative = make(floats, [floats, ints, address, address], self._fma_ints(True))
+        self.fma_outer = make(floats, [floats, address, address], self._fma_outer)
+        """fma_outer(f, rows, tokens): f = fma(rows[row], tokens[token], f)"""
+
+    def start(self, shift: int) -> Any:
+        """start(a): accumulators from the int32 at `a` of each token, shifted left."""
+
+        def code(b: Any, a: Any) -> Any:
+            each = [b.shl(load_at(b, a, I32, t * self.token_bytes), ir.Constant(I32, shift)) for t in range(self.n_tokens)]
+            return _join(b, [splat(b, each[i % self.n_tokens], 16) for i in range(self.n)])
+
+        return make(self.ints, [address], code)
+
+    def dot(self, offsets: Sequence[int]) -> Any:
+        """dot(acc, panel, a): acc += the products of successive panel steps with the 4 bytes at a + each offset."""
+        bytes_ = ir.VectorType(I8, 64)
+
+        def code(b: Any, acc: Any, panel: Any, a: Any) -> Any:
+            acc = _split(b, acc)
+            for s, offset in enumerate(offsets):
+                weights = [load_at(b, panel, bytes_, (s * self.VECTORS + v) * 64) for v in range(self.VECTORS)]
+                for t in range(self.n_tokens):
+                    four = b.bitcast(splat(b, load_at(b, a, I32, t * self.token_bytes + offset), 16), bytes_)
+                    for v in range(self.VECTORS):
+                        i = v * self.n_tokens + t
+                        acc[i] = simd.dot_bytes(b, acc[i], weights[v], four, below_128=self.below_128)
+            return _join(b, acc)
+
+        return make(self.ints, [self.ints, address, address], code)
+
+    def dot_words(self, n_steps: int) -> Any:
+        """dot_words(panel, a): sums of int16 pairs, panel [step][32 rows][2], 2 x int16 a step at a."""
+        words = ir.VectorType(I16, 32)
+
+        def code(b: Any, panel: Any, a: Any) -> Any:
+            acc = [simd.splat_constant(_INTS, 0)] * self.n
+            for s in range(n_steps):
+                rows = [load_at(b, panel, words, (s * self.VECTORS + v) * 64) for v in range(self.VECTORS)]
+                for t in range(self.n_tokens):
+                    two = b.bitcast(splat(b, load_at(b, a, I32, t * self.token_bytes + 4 * s), 16), words)
+                    for v in range(self.VECTORS):
+                        i = v * self.n_tokens + t
+                        acc[i] = simd.dot_words(b, acc[i], rows[v], two)
+            return _join(b, acc)
+
+        return make(self.ints, [address, address], code)
+
+    def _place(self, b: Any, c: Any, stride: Any, i: int) -> Any:
+        return _at(b, c, _times(b, stride, i % self.n_tokens), 64 * (i // self.n_tokens))
+
+    def _load(self, b: Any, c: Any, stride: Any) -> Any:
+        return _join(b, [load_at(b, self._place(b, c, stride, i), _FLOATS) for i in range(self.n)])
+
+    def _store(self, b: Any, tile: Any, c: Any, stride: Any) -> None:
+        for i, v in enumerate(_split(b, tile)):
+            store_at(b, v, self._place(b, c, stride, i))
+
+    def _add_scaled(self, b: Any, total: Any, acc: Any, scales: Any) -> Any:
+        by_row = [load_at(b, scales, _INTS, 64 * v) for v in range(self.VECTORS)]
+        pairs = zip(_split(b, total), _split(b, acc), strict=True)
+        return _join(b, [b.add(t, b.mul(a, by_row[i // self.n_tokens])) for i, (t, a) in enumerate(pairs)])
+
+    def _fma_ints(self, negative: bool) -> Any:
+        def code(b: Any, f: Any, acc: Any, d_rows: Any, d_tokens: Any) -> Any:
+            f, acc = _split(b, f), _split(b, acc)
+            rows = [load_at(b, d_rows, _FLOATS, 64 * v) for v in range(self.VECTORS)]
+            for t in range(self.n_tokens):
+                token = splat(b, load_at(b, d_tokens, F32, t * self.token_bytes), 16)
+                for v in range(self.VECTORS):
+                    i = v * self.n_tokens + t
+                    d = b.fmul(rows[v], token)
+                    f[i] = simd.fma_f32(b, b.sitofp(acc[i], _FLOATS), b.fneg(d) if negative else d, f[i])
+            return _join(b, f)
+
+        return code
+
+    def _fma_outer(self, b: Any, f: Any, rows: Any, tokens: Any) -> Any:
+        f = _split(b, f)
+        by_row = [load_at(b, rows, _FLOATS, 64 * v) for v in range(self.VECTORS)]
+        for t in range(self.n_tokens):
+            token = splat(b, load_at(b, tokens, F32, t * self.token_bytes), 16)
+            for v in range(self.VECTORS):
+                i = v * self.n_tokens + t
+                f[i] = simd.fma_f32(b, by_row[v], token, f[i])
+        return _join(b, f)
+
+
+class DotTile:
+    """4 weight rows x `tokens`, 16 lanes along K each. kind: f32, f16 (times float32), bf16 (times bfloat16).
+
+    A step takes the addresses of its four weight rows: the last rows of a matrix may be one row, given four times.
+    """
+
+    ROWS = 4
+
+    def __init__(self, tokens: int, kind: str):
+        n = self.ROWS * tokens
+        tile = types.UniTuple(vec("f32", 16), n)
+        weights = {"f32": _FLOATS, "f16": ir.VectorType(I16, 16), "bf16": ir.VectorType(I16, 32)}[kind]
+        inputs = weights if kind == "bf16" else _FLOATS
+
+        def products(b: Any, acc: Any, w: list[Any], x: list[Any]) -> Any:
+            acc = _split(b, acc)
+            for t in range(tokens):
+                for i in range(self.ROWS):
+                    k = t * self.ROWS + i
+                    acc[k] = simd.dot_bf16(b, acc[k], w[i], x[t]) if kind == "bf16" else simd.fma_f32(b, w[i], x[t], acc[k])
+            return _join(b, acc)
+
+        def widen(b: Any, v: Any) -> Any:
+            return simd.half_to_f32(b, v) if kind == "f16" else v
+
+        def step(b: Any, acc: Any, w0: Any, w1: Any, w2: Any, w3: Any, x: Any, x_stride: Any) -> Any:
+            ws = [widen(b, load_at(b, w, weights)) for w in (w0, w1, w2, w3)]
+            xs = [load_at(b, _at(b, x, _times(b, x_stride, t)), inputs) for t in range(tokens)]
+            return products(b, acc, ws, xs)
+
+        def step_part(b: Any, acc: Any, w0: Any, w1: Any, w2: Any, w3: Any, x: Any, x_stride: Any, left: Any) -> Any:
+            ws = [widen(b, simd.load_part(b, w, weights, left)) for w in (w0, w1, w2, w3)]
+            xs = [simd.load_part(b, _at(b, x, _times(b, x_stride, t)), inputs, left) for t in range(tokens)]
+            return products(b, acc, ws, xs)
+
+        def finish(b: Any, acc: Any, c: Any, stride: Any, first: Any) -> None:
+            acc = _split(b, acc)
+            for t in range(tokens):
+                sums = simd.tree_sum_rows(b, acc[t * self.ROWS : (t + 1) * self.ROWS])
+                at = _at(b, c, _times(b, stride, t))
+                added = b.fadd(load_at(b, at, sums.type), sums)
+                store_at(b, b.select(b.icmp_signed("!=", first, ir.Constant(I64, 0)), sums, added), at)
+
+        self.zero = make(tile, [], lambda b: _join(b, [simd.splat_constant(_FLOATS, 0.0)] * n))
+        self.step = make(tile, [tile, *[address] * 6], step)
+        """step(acc, w0, w1, w2, w3, x, x_stride): the next 16 (bf16: 32) columns"""
+        self.step_part = make(tile, [tile, *[address] * 6, types.intp], step_part)
+        """the same for the last `left` columns of a row, not reading past them"""
+        self.finish = make(void, [tile, address, address, types.int64], finish)
+        """finish(acc, c, stride, first): c[token][row] = tree sums, added to what is there unless first"""
+
+
+def transposer(offsets: Sequence[int]) -> Any:
+    """transpose(source, target): 16 rows of 16 dwords, 64 bytes apart -> vector k of the k-th dword of each row,
+    stored at target + offsets[k]."""
+
+    def code(b: Any, source: Any, target: Any) -> None:
+        rows = [load_at(b, source, _INTS, 64 * i) for i in range(16)]
+        for bit in (8, 4, 2, 1):  # exchange this bit of the row number with the same bit of the dword number
+            crossed = list(rows)
+            for i in range(16):
+                if not i & bit:
+                    x, y = rows[i], rows[i | bit]
+                    crossed[i] = simd.shuffle(b, x, y, [j if not j & bit else 16 + (j ^ bit) for j in range(16)])
+                    crossed[i | bit] = simd.shuffle(b, x, y, [(j | bit) if not j & bit else 16 + j for j in range(16)])
+            rows = crossed
+        for row, offset in zip(rows, offsets, strict=True):
+            store_at(b, row, target, offset)
+
+    return make(void, [address, address], code)
