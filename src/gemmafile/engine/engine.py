@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -23,16 +23,22 @@ from gemmafile.model.weights import load_weights
 from gemmafile.settings import ContextSettings
 
 
-class Chooser(Protocol):
+class Choice(Protocol):
+    """A chosen token, with whatever else a sampler says of it."""
+
+    @property
+    def token_id(self) -> int: ...
+
+
+C = TypeVar("C", bound=Choice, covariant=True)
+
+
+class Chooser(Protocol[C]):
     """What generation needs of a sampler."""
 
-    def sample(self, logits: np.ndarray) -> "Choice": ...
+    def sample(self, logits: np.ndarray) -> C: ...
 
     def accept(self, token_id: int) -> None: ...
-
-
-class Choice(Protocol):
-    token_id: int
 
 
 class Engine:
@@ -125,13 +131,16 @@ class Engine:
             outputs=np.array(outputs, np.int32),
         )
 
-    def generate(self, sequence: Sequence, token_ids: list[int], chooser: Chooser, n_predict: int) -> Iterator["Choice"]:
+    def generate(
+        self, sequence: Sequence, token_ids: list[int], chooser: Chooser[C], n_predict: int,
+        *, on_progress: Callable[[int], None] | None = None,
+    ) -> Iterator[C]:  # fmt: skip
         """Compute `token_ids`, then choose token after token; each is yielded before it is computed.
 
         Stops after n_predict tokens (negative: no limit) or when the context is full; the caller stops it for
         any other reason by not asking for more. The last token yielded is not in the sequence.
         """
-        logits = self.forward(sequence, token_ids)
+        logits = self.forward(sequence, token_ids, on_progress=on_progress)
         n = 0
         while n_predict < 0 or n < n_predict:
             choice = chooser.sample(logits[-1])

@@ -1,0 +1,78 @@
+"""A chat as it stands: its messages, what they are as token ids, and ways back.
+
+What a turn shares with the turn before is not computed again: `completion.keep_common_prefix` compares token ids.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gemmafile.errors import GemmafileError
+
+if TYPE_CHECKING:
+    from gemmafile.text.chat import ChatTemplate
+
+SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
+
+
+class Conversation:
+    """`messages`  role and content, the system prompt first if there is one."""
+
+    def __init__(self, template: ChatTemplate, system: str | None = None):
+        self.template = template
+        self.messages: list[dict[str, str]] = []
+        self.set_system(system)
+
+    @property
+    def system(self) -> str | None:
+        first = self.messages[0] if self.messages else None
+        return first["content"] if first and first["role"] == SYSTEM else None
+
+    def set_system(self, text: str | None) -> None:
+        """Replace the system prompt; None or "" takes it away."""
+        if self.system is not None:
+            del self.messages[0]
+        if text:
+            self.messages.insert(0, {"role": SYSTEM, "content": text})
+
+    def add(self, role: str, text: str) -> None:
+        self.messages.append({"role": role, "content": text})
+
+    def encode(self) -> list[int]:
+        """Token ids up to where the model's next turn begins."""
+        return self.template.encode(self.messages)
+
+    def clear(self) -> None:
+        """Forget everything but the system prompt."""
+        self.messages = [message for message in self.messages[:1] if message["role"] == SYSTEM]
+
+    def take_back_answer(self) -> bool:
+        """Drop the last answer, if the last message is one."""
+        return self._take_back(ASSISTANT)
+
+    def take_back_message(self) -> str | None:
+        """Drop the last message of the user, with the answer to it if there is one; returns it."""
+        self._take_back(ASSISTANT)
+        text = self.messages[-1]["content"] if self.messages else None
+        return text if self._take_back(USER) else None
+
+    def _take_back(self, role: str) -> bool:
+        if self.messages and self.messages[-1]["role"] == role:
+            del self.messages[-1]
+            return True
+        return False
+
+    def save(self, path: Path) -> None:
+        """As JSON where the name ends in .json, else as text a person reads. Raises GemmafileError."""
+        if path.suffix == ".json":
+            text = json.dumps(self.messages, ensure_ascii=False, indent=2) + "\n"
+        else:
+            text = "\n".join(f"## {message['role']}\n\n{message['content']}\n" for message in self.messages)
+        partial = path.with_name(path.name + ".part")
+        try:
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(path)
+        except OSError as error:
+            raise GemmafileError(f"{path}: cannot be written: {error.strerror or error}") from None

@@ -1,0 +1,90 @@
+"""Flags of llama.cpp and llamafile that this engine knows and does not act on.
+
+A flag whose absence changes no answer is accepted with a note, so that a command line that works there works here.
+A flag that would change the answer, or the kind of answer, is refused with the reason: it is never dropped silently.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Foreign(NamedTuple):
+    """`n_values` words follow the flag · `text` why; "" for a flag that asks for what is done anyway."""
+
+    n_values: int
+    text: str
+    refused: bool = False
+
+
+def _table(rows: list[tuple[str, int, str]], *, refused: bool = False) -> dict[str, Foreign]:
+    return {name: Foreign(n, text, refused) for names, n, text in rows for name in names.split()}
+
+
+_SCHEDULING = "threads are placed by the operating system"
+_GPU = "there is no GPU backend yet"
+_LOG = "there is no log file: stderr can be redirected"
+_SERVER = "gemmafile has no server yet"
+_SPECULATION = "speculative decoding is not supported yet"
+_DOWNLOAD = "gemmafile does not download models: give a file with -m"
+_YARN = "YaRN scaling is not supported"
+
+FOREIGN = {
+    **_table(
+        [
+            ("--cli --no-perf --perf --no-context-shift --jinja --nologo --ascii --nobrowser --warmup", 0, ""),
+            ("--no-lookup --no-penalize-nl --no-repack --mmap --no-prefill-assistant", 0, ""),
+            ("--mlock", 0, "pages stay in memory as the system sees fit"),
+            ("--no-mmap", 0, "weights are always mapped"),
+            ("--load-mode -lm", 1, "weights are always mapped"),
+            ("--no-warmup", 0, "there is no warm-up"),
+            ("--check-tensors", 0, "tensors are checked by `gemmafile inspect`"),
+            ("--unsecure", 0, "there is no sandbox yet to be left"),
+            ("--numa", 1, _SCHEDULING),
+            ("--prio --prio-batch --poll --poll-batch --cpu-strict --cpu-strict-batch", 1, _SCHEDULING),
+            ("--cpu-mask -C --cpu-range -Cr --cpu-mask-batch -Cb --cpu-range-batch -Crb", 1, _SCHEDULING),
+            ("--defrag-thold -dt", 1, "the cache is paged"),
+            ("--dump-kv-cache -dkvc --swa-full --kv-unified -kvu --no-kv-unified -no-kvu", 0, "the cache is paged"),
+            ("--cont-batching -cb --no-cont-batching -nocb", 0, "there is one sequence"),
+            ("--logdir -ld --log-file", 1, _LOG),
+            ("--log-new --log-append --log-enable --log-prefix --log-timestamps", 0, _LOG),
+            ("--log-colors --log-verbosity --verbosity -lv", 1, "-v shows more, --log-disable less"),
+            ("--print-token-count -ptc", 1, "--verbose counts tokens"),
+            ("--fast --precise --trap", 0, "there is one mode, the precise one"),
+            ("--no-kv-offload -nkvo --recompile --nocompile --tinyblas --no-op-offload", 0, _GPU),
+            ("--split-mode -sm --tensor-split -ts --main-gpu -mg --device -dev --fit", 1, _GPU),
+            ("--parallel -np --sequences -ns", 1, "a run has one sequence"),
+            ("--tfs", 1, "tail-free sampling left llama.cpp too"),
+            ("--penalize-nl", 0, "newlines are penalised like other tokens"),
+        ]
+    ),
+    **_table(
+        [
+            ("--server --v2", 0, _SERVER),
+            ("--host --port --listen -l --api-key --api-key-file", 1, _SERVER),
+            ("--path --www-root --url-prefix --api-prefix", 1, _SERVER),
+            ("--timeout -to --alias -a --slot-save-path --threads-http --ssl-key-file --ssl-cert-file", 1, _SERVER),
+            ("--metrics --no-slots --slots", 0, _SERVER),
+            ("--embedding --embeddings", 0, "embeddings are not supported yet"),
+            ("--context-shift", 0, "generation stops when the context is full: nothing is dropped from it"),
+            ("--model-draft -md --draft --draft-max --draft-min --threads-draft -td -ngld", 1, _SPECULATION),
+            ("--lookup-cache-static -lcs --lookup-cache-dynamic -lcd", 1, _SPECULATION),
+            ("--lora --control-vector", 1, "adapters are not supported yet"),
+            ("--lora-scaled --control-vector-scaled --control-vector-layer-range", 2, "adapters are not supported yet"),
+            ("--mmproj -mm --image", 1, "only text models are supported"),
+            ("--prompt-cache", 1, "prompt caches are not supported yet"),
+            ("--prompt-cache-all --prompt-cache-ro", 0, "prompt caches are not supported yet"),
+            ("--hf-repo -hf -hfr --hf-file -hff --hf-token -hft --model-url -mu", 1, _DOWNLOAD),
+            ("--yarn-orig-ctx --yarn-ext-factor --yarn-attn-factor --yarn-beta-slow --yarn-beta-fast", 1, _YARN),
+            ("--grp-attn-n -gan --grp-attn-w -gaw", 1, "self-extend is not supported"),
+            ("--cfg-scale --cfg-negative-prompt", 1, "classifier-free guidance is not supported"),
+            ("--in-prefix-bos", 0, "not supported: write <bos> in --in-prefix"),
+            ("--chatml", 0, "say --chat-template chatml"),
+            ("--instruct -ins", 0, "say -cnv"),
+            ("--random-prompt", 0, "left llama.cpp too: say -p"),
+            ("--rpc", 1, "models run on this machine only"),
+        ],
+        refused=True,
+    ),
+}
+"""Flag -> what is made of it."""

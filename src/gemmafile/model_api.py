@@ -1,0 +1,327 @@
+"""`Model`: the Python door. A model file in; token ids, logits, traces, text and chats out.
+
+The command line uses the same class. What happens while an answer is made is in `completion.py`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import numpy as np
+
+from gemmafile.completion import Answer, Piece
+from gemmafile.engine.engine import Engine
+from gemmafile.engine.sampler import Choice, Sampler
+from gemmafile.errors import BadSettings
+from gemmafile.files.gguf import Metadata, ModelFile
+from gemmafile.files.open import open_model
+from gemmafile.model.config import ModelConfig, read_config
+from gemmafile.overrides import apply_overrides
+from gemmafile.settings import ContextSettings, SamplingSettings, from_fields
+from gemmafile.text.tokenizer import Tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from gemmafile.engine.grammar import Grammar
+    from gemmafile.text.chat import ChatTemplate
+
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A finished answer.
+
+    `text`           without the stop string and without control tokens
+    `token_ids`      the chosen tokens, the one that ended the answer included
+    `finish_reason`  "stop": the model ended its turn or a stop string came; "length": max_tokens or the context ran out
+    `logprobs`       one Choice(token_id, logprob, top) a token, when n_probs was asked for
+    `n_prompt`       tokens of the prompt
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: Literal["stop", "length"]
+    logprobs: list[Choice] | None
+    n_prompt: int
+
+
+class CompletionStream:
+    """Iterate for pieces of text; `completion` is there once they have all been taken."""
+
+    def __init__(self, pieces: Iterator[Piece], answer: Answer, n_probs: int):
+        self._pieces, self._answer, self._n_probs = pieces, answer, n_probs
+        self._taken: list[Piece] = []
+        self.completion: Completion | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        for piece in self._pieces:
+            self._taken.append(piece)
+            if piece.text:
+                return piece.text
+        if self.completion is None:
+            self.completion = self._finish()
+        raise StopIteration
+
+    def close(self) -> None:
+        """Stop the answer here, letting the model go."""
+        closer = getattr(self._pieces, "close", None)
+        if closer is not None:
+            closer()
+
+    def _finish(self) -> Completion:
+        chosen = [Choice(p.token_id, p.logprob or 0.0, p.top) for p in self._taken if p.token_id is not None]
+        return Completion(
+            "".join(piece.text for piece in self._taken),
+            self._answer.token_ids,
+            "stop" if self._answer.ending in ("end of turn", "stop string") else "length",
+            chosen if self._n_probs > 0 else None,
+            len(self._answer.prompt_ids),
+        )
+
+
+class Model:
+    """An open model. One call at a time: a second thread waits, a second call inside an unfinished stream is refused.
+
+    `file`, `tokenizer`, `engine`  the parts · `metadata` the file's keys · `config` sizes and constants
+    """
+
+    def __init__(
+        self,
+        path: str | PathLike[str],
+        settings: ContextSettings | None = None,
+        say: Callable[[str], None] | None = None,
+    ):
+        """Raises BadFile or UnsupportedModel for the file, BadSettings for the settings. `say` gets notices."""
+        settings = settings or ContextSettings()
+        self.file: ModelFile = open_model(Path(path))
+        apply_overrides(self.file, settings.override_kv)
+        read_config(self.file, settings)  # an architecture we do not run is said before anything else is looked at
+        self.tokenizer: Tokenizer = load_tokenizer(self.file.metadata, self.file.path)
+        self.engine = Engine(self.file, settings, say=say or (lambda line: None))
+        self.sequence = self.engine.new_sequence()
+        self._lock = _Turn()
+        self._token_bytes: list[bytes] | None = None
+
+    @classmethod
+    def open(
+        cls,
+        path: str | PathLike[str],
+        backend: str = "cpu",
+        threads: int | None = None,
+        context: int | None = None,
+        **settings: Any,
+    ) -> Model:
+        """Open a model file. `settings` are the other fields of ContextSettings.
+
+        Raises BadFile or UnsupportedModel for the file; BadSettings, naming the nearest, for a setting.
+        """
+        values = {"backend": backend, "threads": threads, "context": context, **settings}
+        return cls(path, from_fields(ContextSettings, values))
+
+    @property
+    def metadata(self) -> Metadata:
+        return self.file.metadata
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.engine.config
+
+    @property
+    def n_context(self) -> int:
+        """Positions a prompt and its answer have together."""
+        return self.engine.n_context
+
+    # --- tokens and numbers --------------------------------------------------------------------------------------
+
+    def tokenize(self, text: str, add_special: bool = True, parse_special: bool = False) -> list[int]:
+        """Token ids of a text. `add_special`: with BOS where the model wants it · `parse_special`: control tokens
+        spelled out in the text become those tokens (for trusted text only)."""
+        return self.tokenizer.encode(text, add_special, parse_special)
+
+    def detokenize(self, token_ids: Sequence[int], special: bool = False) -> str:
+        """Text of token ids; `special`: control tokens are written out."""
+        return self.tokenizer.decode(self._checked(token_ids), special)
+
+    def logits(self, token_ids: Sequence[int]) -> np.ndarray:
+        """float32[T, V]: for each position the logits of the token that follows it. Raises ContextOverflow."""
+        ids = self._checked(token_ids)
+        with self._lock:
+            self.sequence.truncate(0)
+            return self.engine.forward(self.sequence, ids, want="all")
+
+    def trace(self, token_ids: Sequence[int]) -> list[tuple[str, np.ndarray]]:
+        """Every intermediate value by name, in order of computation: copies, one row a position."""
+        ids = self._checked(token_ids)
+        passes: list[list[tuple[str, np.ndarray]]] = [[]]
+        with self._lock:
+            self.sequence.truncate(0)
+            self.engine.forward(
+                self.sequence, ids, want="all",
+                trace=lambda name, value: passes[-1].append((name, value.copy())),
+                on_progress=lambda n_done: passes.append([]),
+            )  # fmt: skip
+        passes.pop()
+        return [(values[0][0], np.concatenate([v for _, v in values])) for values in zip(*passes, strict=True)]
+
+    def _checked(self, token_ids: Sequence[int]) -> list[int]:
+        ids = [int(i) for i in token_ids]
+        n_vocab = self.config.n_vocab
+        for place, token_id in enumerate(ids):
+            if not 0 <= token_id < n_vocab:
+                raise BadSettings(f"token {place} is {token_id}: ids go from 0 to {n_vocab - 1}")
+        return ids
+
+    # --- answers -------------------------------------------------------------------------------------------------
+
+    @overload
+    def generate(
+        self, prompt: str | Sequence[int], *, stream: Literal[False] = False, **options: Any
+    ) -> Completion: ...
+    @overload
+    def generate(self, prompt: str | Sequence[int], *, stream: Literal[True], **options: Any) -> CompletionStream: ...
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        stream: bool = False,
+        max_tokens: int = 256,
+        stop: str | Sequence[str] = (),
+        parse_special: bool = True,
+        **sampling: Any,
+    ) -> Completion | CompletionStream:
+        """Go on from a prompt: text (BOS is added unless it is there) or token ids (taken as they are).
+
+        max_tokens     negative: until the context is full
+        stop           texts that end the answer
+        parse_special  control tokens spelled out in a text prompt become those tokens; False for text of others
+        sampling       fields of SamplingSettings: temperature, seed, top_k, n_probs, grammar ...
+        Raises BadSettings for a setting, ContextOverflow when the prompt does not fit.
+        """
+        if isinstance(prompt, str):
+            token_ids = self.encode_prompt(prompt, parse_special)
+        else:
+            token_ids = self._checked(prompt)
+        settings = from_fields(SamplingSettings, sampling)
+        return self._answer(token_ids, settings, stream, max_tokens, [stop] if isinstance(stop, str) else list(stop))
+
+    @overload
+    def chat(self, messages: Sequence[Message], *, stream: Literal[False] = False, **options: Any) -> Completion: ...
+    @overload
+    def chat(self, messages: Sequence[Message], *, stream: Literal[True], **options: Any) -> CompletionStream: ...
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        stream: bool = False,
+        max_tokens: int = 256,
+        stop: str | Sequence[str] = (),
+        chat_template: str | None = None,
+        system_policy: str = "merge",
+        **sampling: Any,
+    ) -> Completion | CompletionStream:
+        """Answer a chat: [{"role": "user", "content": "..."}, ...], rendered by the model's template.
+
+        Text of messages never becomes a control token. The part that a longer chat shares with the one before
+        it is not computed again. Arguments and errors as `generate`.
+        """
+        template = self.chat_template(chat_template, system_policy)
+        settings = from_fields(SamplingSettings, sampling)
+        token_ids = template.encode(list(messages))
+        return self._answer(token_ids, settings, stream, max_tokens, [stop] if isinstance(stop, str) else list(stop))
+
+    def encode_prompt(self, text: str, parse_special: bool = True) -> list[int]:
+        """Token ids of a prompt: BOS in front where the model wants it, and not twice."""
+        doubled = parse_special and self.tokenizer.starts_with_bos(text)
+        return self.tokenizer.encode(text, add_special=not doubled, parse_special=parse_special)
+
+    def chat_template(self, name_or_source: str | None = None, system_policy: str = "merge") -> ChatTemplate:
+        """The model's chat template, a built-in one by name, or one given as Jinja source."""
+        from gemmafile.text.chat import ChatTemplate
+
+        return ChatTemplate(name_or_source, self.config.architecture, self.tokenizer, system_policy)
+
+    def make_sampler(self, settings: SamplingSettings, prompt_ids: Sequence[int]) -> Sampler:
+        """A sampler for one answer to a prompt. Raises BadSettings."""
+        sampler = Sampler(
+            settings,
+            self.config.n_vocab,
+            eog_ids=self.tokenizer.eog_ids,
+            n_context=self.n_context,
+            token_bytes=self._bytes_of_tokens() if settings.dry_multiplier > 0 else None,
+            grammar=self._grammar(settings),
+        )
+        sampler.accept_prompt(prompt_ids)
+        return sampler
+
+    def _grammar(self, settings: SamplingSettings) -> Grammar | None:
+        """The grammar of an answer at its beginning. Raises BadSettings."""
+        if settings.grammar is None and settings.json_schema is None:
+            return None
+        raise NotImplementedError
+
+    def _bytes_of_tokens(self) -> list[bytes]:
+        if self._token_bytes is None:
+            self._token_bytes = self.tokenizer.token_bytes()
+        return self._token_bytes
+
+    def _answer(
+        self, token_ids: list[int], settings: SamplingSettings, stream: bool, max_tokens: int, stop: list[str]
+    ) -> Completion | CompletionStream:
+        sampler = self.make_sampler(settings, token_ids)
+        answer = Answer(self.engine, self.sequence, self.tokenizer, token_ids, sampler, n_predict=max_tokens, stop=stop)
+        pieces = CompletionStream(self._pieces(answer), answer, settings.n_probs)
+        if stream:
+            return pieces
+        for _ in pieces:
+            pass
+        assert pieces.completion is not None
+        return pieces.completion
+
+    def _pieces(self, answer: Answer) -> Iterator[Piece]:
+        with self._lock:
+            yield from answer
+
+    # --- end -----------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Let go of the threads and the file."""
+        self.engine.close()
+        self.file.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Model {self.file.path}: {self.config.architecture}, context {self.n_context}>"
+
+
+class _Turn:
+    """A lock that other threads wait for, and that its holder is told about instead of waiting for himself."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._holder: int | None = None
+
+    def __enter__(self) -> None:
+        if self._holder == threading.get_ident():
+            raise BadSettings("the model is in the middle of an answer: take all of the stream, or close() it, first")
+        self._lock.acquire()
+        self._holder = threading.get_ident()
+
+    def __exit__(self, *reason: object) -> None:
+        self._holder = None
+        self._lock.release()
