@@ -96,7 +96,7 @@ def test_typical(p: tuple[float, int]) -> None:
     )
 
 
-def test_typical_takes_the_likelier_of_two_equally_typical() -> None:
+def test_typical_keeps_the_nearest_to_the_mean_and_of_equals_the_lower_ids() -> None:
     unequal = Candidates(np.log(np.array([4, 2, 1]) / 7).astype(np.float32))  # distances 0.397, 0.296, 0.990
     truncation.keep_typical(unequal, 0.28)
     assert [unequal.token(rank) for rank in range(len(unequal))] == [1]
