@@ -55,10 +55,6 @@ class SpecialMatcher:
         if plain_start < len(text):
             yield text[plain_start:]
 
-    def contains(self, text: str) -> bool:
-        """Is the text of any of the tokens, control or not, anywhere in `text`?"""
-        return any(isinstance(piece, int) for piece in self.split(text, [(len(text), True)]))
-
     def _longest(self, text: str, start: int, trusted_end: int) -> tuple[int, int | None]:
         """End and id of the longest token at `start`; control tokens must end by `trusted_end`."""
         node, stop, token_id = self._trie, start, None

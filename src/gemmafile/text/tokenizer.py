@@ -153,9 +153,13 @@ class Tokenizer(ABC):
         """The id of the control or user-defined token that is spelled `text`, or None."""
         return self._special_ids.get(text)
 
+    def split_control(self, text: str) -> list[str | int]:
+        """The text cut at the control tokens it spells: their ids, and what lies between."""
+        return list(self._spelled_matcher.split(text, [(len(text), True)]))
+
     def has_control(self, text: str) -> bool:
         """Does the text spell a control token anywhere?"""
-        return self._control_only_matcher.contains(text)
+        return any(isinstance(piece, int) for piece in self.split_control(text))
 
     @property
     def adds_space_prefix(self) -> bool:
@@ -183,7 +187,7 @@ class Tokenizer(ABC):
         return SpecialMatcher(self._matched_special_ids(), self._control)
 
     @cached_property
-    def _control_only_matcher(self) -> SpecialMatcher:
+    def _spelled_matcher(self) -> SpecialMatcher:
         texts = {text: i for text, i in self._special_ids.items() if i in self._control}
         return SpecialMatcher(texts, self._control)
 

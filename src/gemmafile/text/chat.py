@@ -1,0 +1,238 @@
+"""A chat to a prompt: `ChatTemplate` renders messages as the model was trained to see them, and encodes them so that
+nothing in a message can pass for structure.
+
+How `encode` knows a template's own `<end_of_turn>` from one that a user pasted: the template is compiled a second
+time, with every control token in it replaced by a mark nobody can guess. What the output marks, the template wrote;
+all else is plain text. Where control tokens are spelled outside the marks, by a template that builds them from pieces
+or by a user, the messages are marked instead. When neither tells them apart, they are plain text. `messages.py`
+arranges the messages, `sandbox.py` runs the template.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property, lru_cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from gemmafile.errors import BadFile, BadSettings, nearest
+from gemmafile.text.messages import SYSTEM_POLICIES, Message, arrange_messages, read_messages
+from gemmafile.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+Parts: TypeAlias = list[tuple[str, bool]]
+"""(text, trusted), as `Tokenizer.encode_parts` takes them."""
+
+_Chat: TypeAlias = dict[str, Any]
+
+BUILT_IN: Final = ("chatml", "gemma", "llama2", "llama3", "zephyr")
+
+_NONCE: Final = str(secrets.randbelow(10**20))
+"""Digits: no filter changes them. Never leaves the process."""
+_CONTROL_MARK: Final = re.compile(f"\ue000{_NONCE}:(\\d+)\ue001")
+_BEGIN, _END = f"\ue000{_NONCE}(\ue001", f"\ue000{_NONCE})\ue001"
+
+
+class ChatTemplate:
+    """Renders and encodes chats. `stop_ids` end an answer."""
+
+    def __init__(self, source: str | None, architecture: str, tokenizer: Tokenizer, system_policy: str = "merge"):
+        """`source`  name of a built-in template, or Jinja; None: the model's own, else the one for its architecture.
+
+        Raises BadFile if the model's own does not compile, BadSettings for any other source or policy.
+        """
+        if system_policy not in SYSTEM_POLICIES:
+            known = ", ".join(SYSTEM_POLICIES)
+            raise BadSettings(
+                f"--system-policy {system_policy!r}: expected {known}{nearest(system_policy, SYSTEM_POLICIES)}"
+            )
+        self.tokenizer, self.system_policy, self.stop_ids = tokenizer, system_policy, tokenizer.eog_ids
+        own = tokenizer.vocabulary.chat_template if source is None else None
+        self._path = tokenizer.vocabulary.path if own is not None else None
+        self.source = own if own is not None else _find_source(source or _choose_built_in(architecture, tokenizer))
+        self._accepted: dict[tuple[str, ...], bool] = {}
+        self._template = self._compile()
+
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any
+    ) -> str:
+        """The prompt as text. `variables` reach the template (tools, enable_thinking, ...).
+
+        Raises BadSettings for messages that are malformed or that the template refuses.
+        """
+        return self._run(self._template, self._chat(messages, add_generation_prompt, variables))
+
+    def encode(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any
+    ) -> list[int]:
+        """Token ids of the prompt, BOS where the model wants it. Text of messages never becomes a control token."""
+        chat = self._chat(messages, add_generation_prompt, variables)
+        ids = self.tokenizer.encode_parts(self._find_parts(chat))
+        bos_id = self.tokenizer.bos_id
+        if self.tokenizer.add_bos and bos_id is not None and ids[:1] != [bos_id]:
+            return [bos_id, *ids]
+        return ids
+
+    # --- rendering ---------------------------------------------------------------------------------------------
+
+    def _chat(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, variables: _Chat) -> _Chat:
+        """All that the template is given, but for the names of tokens."""
+        arranged = arrange_messages(read_messages(messages), self._accepts, self.system_policy)
+        return {**variables, "messages": arranged, "add_generation_prompt": add_generation_prompt}
+
+    def _run(self, template: Template, chat: _Chat, write_control: Callable[[str], str] = str) -> str:
+        """`write_control` spells the tokens that a template takes from variables, such as `bos_token`."""
+        from gemmafile.text.sandbox import TemplateFailure, render
+
+        tokens = {"bos": self.tokenizer.bos_id, "eos": self.tokenizer.eos_id}
+        tokens |= {"unk": self.tokenizer.unk_id, "pad": self.tokenizer.pad_id}
+        spelled = {name: "" if i is None else write_control(self.tokenizer.token_text(i)) for name, i in tokens.items()}
+        given: dict[str, Any] = {f"{name}_token": text for name, text in spelled.items()}
+        given |= {"tools": None, "documents": None, **chat}
+        given["system_turns"] = self.system_policy == "system-turn"
+        given["free_turns"] = self.system_policy in ("user-turn", "system-turn")
+        try:
+            return render(template, given, sum(map(len, _texts_in(chat))))
+        except TemplateFailure as error:
+            raise BadSettings(f"{self._name}{_at_line(error.line)}: {error.what}") from None
+
+    def _accepts(self, roles: tuple[str, ...]) -> bool:
+        """Does the template take messages in these roles, and write all their texts? ("calling": a tool call)"""
+        if roles not in self._accepted:
+            messages = [_make_probe(role, f"probe{i}") for i, role in enumerate(roles)]
+            expected = ".*".join(message["content"] for message in messages if message["content"])
+            try:
+                text = self._run(self._template, {"messages": messages, "add_generation_prompt": False})
+            except BadSettings:
+                text = ""
+            self._accepted[roles] = re.search(expected, text, re.DOTALL) is not None
+        return self._accepted[roles]
+
+    @property
+    def _name(self) -> str:
+        return "the chat template" if self._path is None else "the model's chat template"
+
+    def _compile(self, rewrite: Any = None) -> Template:
+        from gemmafile.text.sandbox import TemplateFailure, compile_template
+
+        try:
+            return _compile_plain(self.source) if rewrite is None else compile_template(self.source, rewrite)
+        except TemplateFailure as error:
+            if self._path is not None:
+                where = f"tokenizer.chat_template{_at_line(error.line)}"
+                raise BadFile(self._path, f"{error.what}; --chat-template gives another", field=where) from None
+            raise BadSettings(f"--chat-template{_at_line(error.line)}: {error.what}") from None
+
+    # --- what is structure, what is text -------------------------------------------------------------------------
+
+    def _find_parts(self, chat: _Chat) -> Parts:
+        parts = self._mark(chat)
+        if self._has_unmarked_control(parts) and self._builds_control(chat):
+            return self._find_parts_by_texts(chat) or parts
+        return parts
+
+    def _mark(self, chat: _Chat) -> Parts:
+        """Parts of which those are trusted that the template's source spells as control tokens."""
+        marked = self._run(self._marked_template, chat, self._mark_control)
+        pieces = _CONTROL_MARK.split(marked)  # text, id, text, id, ..., text
+        spell = self.tokenizer.token_text
+        return [(spell(int(piece)), True) if i % 2 else (piece, False) for i, piece in enumerate(pieces)]
+
+    def _has_unmarked_control(self, parts: Parts) -> bool:
+        return any(self.tokenizer.has_control(text) for text, trusted in parts if not trusted)
+
+    def _builds_control(self, chat: _Chat) -> bool:
+        """Does the template spell control tokens from pieces, for a chat like this one with harmless texts?"""
+        try:
+            return self._has_unmarked_control(self._mark(_map_texts(chat, lambda text: "probe")))
+        except BadSettings:
+            return False
+
+    def _find_parts_by_texts(self, chat: _Chat) -> Parts | None:
+        """Parts told apart by marks around the texts of the chat; None where the template disturbs the marks."""
+        outside, *chunks = self._run(self._template, _map_texts(chat, _surround_text)).split(_BEGIN)
+        parts = [(outside, True)]
+        for chunk in chunks:
+            inside, end, outside = chunk.partition(_END)
+            if not end:
+                return None
+            parts += [(inside, False), (outside, True)]
+        same = "".join(text for text, _ in parts) == self._run(self._template, chat)
+        return parts if same else None
+
+    @cached_property
+    def _marked_template(self) -> Template:
+        return self._compile(self._mark_control)
+
+    def _mark_control(self, text: str) -> str:
+        """The text with each control token in it replaced by its mark."""
+        pieces = self.tokenizer.split_control(text)
+        return "".join(piece if isinstance(piece, str) else f"\ue000{_NONCE}:{piece}\ue001" for piece in pieces)
+
+
+@lru_cache(maxsize=16)
+def _compile_plain(source: str) -> Template:
+    from gemmafile.text.sandbox import compile_template
+
+    return compile_template(source)
+
+
+def _find_source(name_or_source: str) -> str:
+    if name_or_source in BUILT_IN:
+        return files("gemmafile.text").joinpath("templates", f"{name_or_source}.jinja").read_text(encoding="utf-8")
+    if "{{" in name_or_source or "{%" in name_or_source:
+        return name_or_source
+    near = nearest(name_or_source, BUILT_IN)
+    raise BadSettings(
+        f"--chat-template {name_or_source[:80]!r} is neither a built-in template{near} nor Jinja; "
+        f"built in: {', '.join(BUILT_IN)}"
+    )
+
+
+def _choose_built_in(architecture: str, tokenizer: Tokenizer) -> str:
+    """For a model without a template: by its architecture, else by the turn markers of its vocabulary."""
+    markers = {"<start_of_turn>": "gemma", "<|start_header_id|>": "llama3", "<|im_start|>": "chatml"}
+    if architecture.startswith("gemma"):
+        return "gemma"
+    return next((name for marker, name in markers.items() if tokenizer.find_token(marker) is not None), "chatml")
+
+
+def _surround_text(text: str) -> str:
+    """Marks inside the white space at the ends, so that a template may trim the text."""
+    core = text.strip()
+    return text.replace(core, f"{_BEGIN}{core}{_END}", 1) if core else text
+
+
+def _map_texts(value: Any, change: Callable[[str], str], key: object = "") -> Any:
+    """The value with each text in it changed, but for keys, and for roles and types that templates look at."""
+    if isinstance(value, str):
+        return value if key in ("role", "type") and value.isidentifier() else change(value)
+    if isinstance(value, Mapping):
+        return {k: _map_texts(item, change, k) for k, item in value.items()}
+    return [_map_texts(item, change) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _texts_in([*value.keys(), *value.values()])
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _texts_in(item)
+
+
+def _make_probe(role: str, content: str) -> Message:
+    if role == "calling":
+        call = {"id": "probe0000", "type": "function", "function": {"name": "probe", "arguments": {}}}
+        return {"role": "assistant", "content": "", "tool_calls": [call]}
+    extra = {"name": "probe", "tool_call_id": "probe0000"} if role == "tool" else {}
+    return {"role": role, "content": content, **extra}
+
+
+def _at_line(line: int) -> str:
+    return f", line {line}" if line else ""
