@@ -20,8 +20,11 @@ GEMMAFILE_COMMANDS = [line for line in COMMANDS if line.startswith("gemmafile ")
 PROGRAMS = [text for language, text in BLOCKS if language == "python"]
 
 
-def run(command: list[str], *, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, check=False, input=stdin, capture_output=True, text=True, timeout=240, cwd=ROOT)
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=240, cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
+    )  # fmt: skip
 
 
 def test_there_is_something_to_check() -> None:
@@ -29,7 +32,7 @@ def test_there_is_something_to_check() -> None:
     assert PROGRAMS
 
 
-@pytest.mark.parametrize("line", GEMMAFILE_COMMANDS)
+@pytest.mark.parametrize("line", GEMMAFILE_COMMANDS, ids=lambda line: line.partition("#")[0].strip())
 def test_commands_run(line: str, smollm2_path: Path) -> None:
     words = [str(smollm2_path) if word == "model.gguf" else word for word in shlex.split(line, comments=True)[1:]]
     done = run([sys.executable, "-m", "gemmafile", *words])
@@ -50,7 +53,7 @@ def test_programs_run(program: str, smollm2_path: Path, tmp_path: Path) -> None:
 
 
 def test_make_targets_exist() -> None:
-    named = set(re.findall(r"make (\w+)", README))
+    named = set(re.findall(r"(?:^|`)make (\w+)", README, re.MULTILINE))
     rules = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     assert {"demo", "test"} <= named <= rules
 
