@@ -19,16 +19,18 @@ def hard_sums(n: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     near_half = F(0.5) * (1 + rng.integers(-2, 3, n).astype(F) * F(2**-23))
     near_one = (1 - rng.integers(0, 3, n) * 2.0**-24).astype(F)
     tiny = [F(2.0**-70) * x for x in normal]
+    step = rng.integers(1, 9, n).astype(F) * F(2.0**-22)
     return [
         (normal[0], normal[1], normal[2]),
         (normal[0], normal[1], -(normal[0] * normal[1])),
         (near_half.astype(F), near_one, units),
         (near_half.astype(F), -near_one, units),
         (tiny[0], tiny[1], F(2.0**-140) * normal[2]),
+        (F(2.0**-75) * (1 + step), F(2.0**-75) * (1 - step), (units * F(2.0**-76)) * F(2.0**-74)),
     ]
 
 
-@pytest.mark.parametrize("case", range(5))
+@pytest.mark.parametrize("case", range(6))
 def test_fma_is_rounded_once(case: int, full: bool) -> None:
     a, b, c = hard_sums(20_000 if full else 1_000)[case]
     expected = np.array([exact_fma(*numbers) for numbers in zip(a, b, c, strict=True)])

@@ -1,4 +1,4 @@
-"""Every format: blocks by hand, blocks by the `gguf` package, and products in the order of docs/numerics.md."""
+"""Every format: blocks by hand, blocks by the `gguf` package, activations, products."""
 
 from __future__ import annotations
 
@@ -14,12 +14,10 @@ from gemmafile.kernels import blocks, floats, formats_on
 from gemmafile.kernels.activations import quantize_int8, round_bf16
 from gemmafile.kernels.formats_on import FORMAT_MODULES, check_formats, format_module
 from gemmafile.model.weights import LayerWeights, ModelWeights, Weight
-from tests.kernels.exact_floats import exact_fma, exact_tree
 from tests.kernels.random_blocks import random_rows
 
 F = np.float32
 ALL = list(FORMAT_MODULES)
-QUANTISED = [name for name in ALL if format_module(name).ACTIVATIONS]
 
 
 def half(x: float) -> bytes:
@@ -185,55 +183,6 @@ def test_multiply_equals_float64(name: str) -> None:
     rows, x = random_rows(name, rng, 37, 2304), rng.standard_normal((5, 2304), F)
     expected = quantised_float64(name, x) @ format_module(name).dequantize(rows).astype(np.float64).T
     np.testing.assert_allclose(format_module(name).multiply(x, rows), expected, rtol=0, atol=1e-6 * np.sqrt(2304) * 20)
-
-
-def law_of_blocks(name: str, x: np.ndarray, row: np.ndarray) -> np.float32:
-    """One number of a product with int8 activations, in scalars: the table of docs/numerics.md read aloud."""
-    module = format_module(name)
-    q, d = module.quantize_activations(x[None])
-    f = F(0)
-    for b, block in enumerate(row.reshape(-1, module.BYTES)):
-        w = module.integers(block)  # type: ignore[attr-defined]
-        q_b, d_a = q[0, b * module.BLOCK : (b + 1) * module.BLOCK].astype(int), d[0, b]
-        f = exact_fma(F(w.weights[0].astype(int) @ q_b), w.scale[0] * d_a, f)
-        if w.minima is not None:
-            sums = q_b.reshape(len(w.minima[0]), -1).sum(axis=1)
-            f = exact_fma(F(w.minima[0].astype(int) @ sums), -(w.min_scale[0] * d_a), f)
-        if w.offset is not None:
-            f = exact_fma(w.offset[0], d_a * F(q_b.sum()), f)
-    return f
-
-
-def law_of_floats(name: str, x: np.ndarray, row: np.ndarray) -> np.float32:
-    w = format_module(name).dequantize(row)
-    order = [[0]] if name != "BF16" else [[1], [0]]
-    width = len(order)
-    if name == "BF16":
-        x = format_module("BF16").dequantize(round_bf16(x).view(np.uint8))
-    chunks = []
-    for first in range(0, len(x), 1024 * width):
-        acc = [F(0)] * 16
-        for j in range(first, min(first + 1024 * width, len(x)), 16 * width):
-            for (part,) in order:
-                for i in range(16):
-                    k = j + width * i + part
-                    if k < len(x):
-                        acc[i] = exact_fma(w[k], x[k], acc[i])
-        chunks.append(exact_tree(acc))
-    y = chunks[0]
-    for chunk in chunks[1:]:
-        y = y + chunk
-    return y
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_multiply_keeps_the_order_of_the_law(name: str) -> None:
-    """Bit for bit, against scalars; the float formats have a last chunk and a last step that are not full."""
-    law, n_columns = (law_of_blocks, 2048) if name in QUANTISED else (law_of_floats, 2104)
-    rng = np.random.default_rng(9)
-    rows, x = random_rows(name, rng, 2, n_columns), rng.standard_normal((3, n_columns), F)
-    expected = [[law(name, x[t], row) for row in rows] for t in range(3)]
-    np.testing.assert_array_equal(format_module(name).multiply(x, rows), expected)
 
 
 def test_bf16_takes_subnormals_as_zero() -> None:

@@ -1,0 +1,177 @@
+"""The table of docs/numerics.md read aloud: one number at a time, in exact scalars, compared bit for bit."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from gemmafile.kernels.activations import round_bf16
+from gemmafile.kernels.float32 import exp, tanh
+from gemmafile.kernels.formats_on import FORMAT_MODULES, format_module
+from gemmafile.kernels.reference import attend, gate, norm, rotate, soft_cap
+from gemmafile.model.config import Rope
+from tests.kernels.exact_floats import exact_fma, exact_tree
+from tests.kernels.random_blocks import random_rows
+
+F = np.float32
+QUANTISED = [name for name in FORMAT_MODULES if format_module(name).ACTIVATIONS]
+
+EXP_COEFFICIENTS = (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+
+
+def law_of_exp(x: np.float32) -> np.float32:
+    if x < F(-87.33):
+        return F(0)
+    x = min(x, F(88.72))
+    n = F(round(x * F(1.44269504)))
+    r = exact_fma(n, F(2.12194440e-4), exact_fma(n, F(-0.693359375), x))
+    p = F(1.9875691500e-4)
+    for coefficient in EXP_COEFFICIENTS:
+        p = exact_fma(p, r, F(coefficient))
+    return np.ldexp(exact_fma(p, r * r, r) + F(1), int(n))
+
+
+def law_of_tanh(x: np.float32) -> np.float32:
+    return F(1) - F(2) / (law_of_exp(x + x) + F(1))
+
+
+def test_exp_and_tanh() -> None:
+    x = np.random.default_rng(1).uniform(-90, 90, 300).astype(F)
+    np.testing.assert_array_equal(exp(x), [law_of_exp(number) for number in x])
+    np.testing.assert_array_equal(tanh(x / 16), [law_of_tanh(number) for number in x / F(16)])
+
+
+@pytest.mark.parametrize("n", [8, 16, 100])
+def test_norm(n: int) -> None:
+    rng = np.random.default_rng(n)
+    x, w = rng.standard_normal((4, n), F), rng.standard_normal(n, F)
+    for row, got in zip(x, norm(x, w, 1e-6), strict=True):
+        acc = [F(0)] * 16
+        for k in range(n):
+            acc[k % 16] = exact_fma(row[k], row[k], acc[k % 16])
+        r = F(1) / np.sqrt(exact_tree(acc) / F(n) + F(1e-6))
+        np.testing.assert_array_equal(got, [(row[k] * r) * w[k] for k in range(n)])
+
+
+def test_rotate() -> None:
+    rng = np.random.default_rng(2)
+    x, cos, sin = rng.standard_normal((3, 8), F), rng.standard_normal((3, 4), F), rng.standard_normal((3, 4), F)
+    for t, got in enumerate(rotate(x, cos, sin, Rope(1e4, 1.0, 8, False), 8)):
+        for j in range(4):
+            x1, x2 = x[t, j], x[t, j + 4]
+            assert got[j] == exact_fma(x1, cos[t, j], -(x2 * sin[t, j]))
+            assert got[j + 4] == exact_fma(x2, cos[t, j], x1 * sin[t, j])
+
+
+def test_gates_and_cap() -> None:
+    rng = np.random.default_rng(3)
+    x, up = (3 * rng.standard_normal((1, 200))).astype(F), rng.standard_normal((1, 200), F)
+    gelu, silu, cap = gate(x, up, "gelu")[0], gate(x, up, "silu")[0], soft_cap(x, 3.0)[0]
+    for k, (number, other) in enumerate(zip(x[0], up[0], strict=True)):
+        u = (number * exact_fma(number * number, F(0.044715), F(1))) * F(-1.5957691216057308)
+        assert gelu[k] == (number / (F(1) + law_of_exp(u))) * other
+        assert silu[k] == (number / (F(1) + law_of_exp(-number))) * other
+        assert cap[k] == F(3) * law_of_tanh(number * F(1 / 3))
+
+
+def law_of_attention(
+    q: np.ndarray, keys: np.ndarray, values: np.ndarray, position: int, scale: float, window: int, softcap: float
+) -> list[np.float32]:
+    """q float32[D], keys, values float32[S, D]: one row of one head."""
+    m, total, acc = F(-1e30), F(0), [F(0)] * len(q)
+    lowest = position - window + 1 if window else 0
+    for first in range(0, position + 1, 64):
+        seen = [max(lowest, first) <= p <= position for p in range(first, first + 64)]
+        if not any(seen):
+            continue
+        s = [_score(q, keys[first + j], scale, softcap) if seen[j] else F(-np.inf) for j in range(64)]
+        m_before, m = m, max(m, *s)
+        c, p = law_of_exp(m_before - m), [law_of_exp(number - m) for number in s]
+        total = exact_fma(total, c, exact_tree([(p[i] + p[16 + i]) + (p[32 + i] + p[48 + i]) for i in range(16)]))
+        acc = [number * c for number in acc]
+        for j in range(64):
+            if seen[j]:
+                acc = [exact_fma(p[j], v, number) for v, number in zip(values[first + j], acc, strict=True)]
+    return [number * (F(1) / total) for number in acc]
+
+
+def _score(q: np.ndarray, k: np.ndarray, scale: float, softcap: float) -> np.float32:
+    s = F(0)
+    for d in range(len(q)):
+        s = exact_fma(q[d], k[d], s)
+    s = s * F(scale)
+    return F(softcap) * law_of_tanh(s * F(1 / softcap)) if softcap else s
+
+
+@pytest.mark.parametrize("window, softcap", [(0, 0.0), (70, 2.5)])
+def test_attention(window: int, softcap: float) -> None:
+    op = SimpleNamespace(n_heads=2, n_kv_heads=1, head_dim=8, scale=0.37, window=window, softcap=softcap, layer=0)
+    rng, positions = np.random.default_rng(4), np.arange(138, 141)
+    q = 3 * rng.standard_normal((3, 2, 8), F)
+    keys, values = rng.standard_normal((1, 256, 8), F), rng.standard_normal((1, 256, 8), F)
+    got = attend(op, q, keys, values, positions)  # type: ignore[arg-type]
+    for t, head in np.ndindex(3, 2):
+        expected = law_of_attention(q[t, head], keys[0], values[0], int(positions[t]), 0.37, window, softcap)
+        np.testing.assert_array_equal(got[t, head], expected)
+
+
+def law_of_blocks(name: str, x: np.ndarray, row: np.ndarray) -> np.float32:
+    """One number of a product with int8 activations: x float32[K], row uint8[row bytes]."""
+    module = format_module(name)
+    q, d = module.quantize_activations(x[None])
+    f = F(0)
+    for b, block in enumerate(row.reshape(-1, module.BYTES)):
+        w = module.integers(block)  # type: ignore[attr-defined]
+        q_b, d_a = q[0, b * module.BLOCK : (b + 1) * module.BLOCK].astype(int), d[0, b]
+        f = exact_fma(F(w.weights[0].astype(int) @ q_b), w.scale[0] * d_a, f)
+        if w.minima is not None:
+            sums = q_b.reshape(len(w.minima[0]), -1).sum(axis=1)
+            f = exact_fma(F(w.minima[0].astype(int) @ sums), -(w.min_scale[0] * d_a), f)
+        if w.offset is not None:
+            f = exact_fma(w.offset[0], d_a * F(q_b.sum()), f)
+    return f
+
+
+def law_of_floats(name: str, x: np.ndarray, row: np.ndarray) -> np.float32:
+    """One number of a product with float weights: 16 chains, of pairs in BF16, the odd number first."""
+    w, order = format_module(name).dequantize(row), (0,)
+    if name == "BF16":
+        x, order = format_module(name).dequantize(round_bf16(x).view(np.uint8)), (1, 0)
+    step, y = 16 * len(order), None
+    for first in range(0, len(x), 64 * step):
+        acc = [F(0)] * 16
+        for j in range(first, min(first + 64 * step, len(x)), step):
+            for i, part in ((i, part) for i in range(16) for part in order):
+                k = j + len(order) * i + part
+                acc[i] = exact_fma(w[k], x[k], acc[i]) if k < len(x) else acc[i]
+        y = exact_tree(acc) if y is None else y + exact_tree(acc)
+    assert y is not None
+    return y
+
+
+@pytest.mark.parametrize("name", FORMAT_MODULES)
+def test_products(name: str) -> None:
+    """The float formats have a last chunk and a last step that are not full."""
+    law, n_columns = (law_of_blocks, 2048) if name in QUANTISED else (law_of_floats, 2104)
+    rng = np.random.default_rng(9)
+    rows, x = random_rows(name, rng, 2, n_columns), rng.standard_normal((3, n_columns), F)
+    expected = [[law(name, x[t], row) for row in rows] for t in range(3)]
+    np.testing.assert_array_equal(format_module(name).multiply(x, rows), expected)
+
+
+@pytest.mark.parametrize("name", QUANTISED)
+def test_the_largest_sums_are_exact(name: str) -> None:
+    """All bits of the weights set, or all sub-scales at their largest: sums far over 2^24 in the K-quants."""
+    rng = np.random.default_rng(10)
+    rows = np.full_like(random_rows(name, rng, 2, 512), 0x7F)
+    rows[1] = 0xFF
+    blocks = rows.reshape(2, -1, format_module(name).BYTES)
+    if name == "Q6_K":
+        blocks[0, :, :192] = rng.integers(0xF8, 0x100, (512 // 256, 192), np.uint8)
+    for byte in {"Q6_K": (208,), "Q4_K": (0, 2), "Q4_1": (0, 2)}.get(name, (0,)):
+        blocks[..., byte : byte + 2] = np.array([0.5], "<f2").view(np.uint8)
+    x = rng.uniform(0.9, 1, (20, 512)).astype(F)
+    expected = [[law_of_blocks(name, x[t], row) for row in rows] for t in range(20)]
+    np.testing.assert_array_equal(format_module(name).multiply(x, rows), expected)
