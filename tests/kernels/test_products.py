@@ -16,8 +16,7 @@ ROWS = (4, 37, 66)
 
 def product(name: str, kind: str, x: np.ndarray, rows: np.ndarray, n_threads: int = 1) -> np.ndarray:
     p = PRODUCTS[name]
-    module, _, kernel = getattr(p, kind).partition(".")
-    return run_product(module, kernel, p.packing, x, rows, n_threads)
+    return run_product(getattr(p, kind), p.packing, x, rows, n_threads)
 
 
 def columns_of(name: str) -> tuple[int, ...]:

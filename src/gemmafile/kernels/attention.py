@@ -14,8 +14,20 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gemmafile.kernels.ops import (
-    N_ROWS, N_TILES, NEXT, POSITIONS, ROW_TABLES, SCRATCH, SCRATCH_BYTES, TILE_BYTES, TILE_FIRST, TILE_LAST, TILE_ROWS,
-    TILE_TABLE, TILES, slots,
+    N_ROWS,
+    N_TILES,
+    NEXT,
+    POSITIONS,
+    ROW_TABLES,
+    SCRATCH,
+    SCRATCH_BYTES,
+    TILE_BYTES,
+    TILE_FIRST,
+    TILE_LAST,
+    TILE_ROWS,
+    TILE_TABLE,
+    TILES,
+    slots,
 )  # fmt: skip
 
 MAX_ROWS = 32
@@ -83,7 +95,9 @@ def _make_store(kind_k: str, kind_v: str) -> Callable[..., None]:
             values = load(op + VALUES) + page * load(op + VALUE_PAGE) + size_v * inside * width
             for head in range(n_kv):
                 for d in range(head_dim):
-                    store_k(keys + head * load(op + KEY_HEAD) + size_k * 64 * d, load_f32(k + 4 * (head * head_dim + d)))
+                    store_k(
+                        keys + head * load(op + KEY_HEAD) + size_k * 64 * d, load_f32(k + 4 * (head * head_dim + d))
+                    )
                     store_v(values + head * load(op + VALUE_HEAD) + size_v * d, load_f32(v + 4 * (head * head_dim + d)))
 
     return store
@@ -98,7 +112,12 @@ def _make_attend(kind_k: str, kind_v: str) -> Callable[..., None]:
 
     f32, i32 = types.float32, types.int32
     load, load_i32, load_f32, store_f32 = simd.load_i64, simd.load_i32, simd.load_f32, simd.store_f32
-    load_v, store_v, load_part, store_part = simd.load_f32x16, simd.store_f32x16, simd.load_part_f32x16, simd.store_part_f32x16
+    load_v, store_v, load_part, store_part = (
+        simd.load_f32x16,
+        simd.store_f32x16,
+        simd.load_part_f32x16,
+        simd.store_part_f32x16,
+    )
     splat, splat_i32, lanes = simd.splat_f32x16, simd.splat_i32x16, simd.lanes_i32x16
     exp, tanh, select, both, greater = simd.exp, simd.tanh, simd.select, simd.both, simd.greater_i32
     max_lanes, sum_lanes, fma_scalar = simd.max_f32x16, simd.sum_f32x16, simd.fma_scalar

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from gemmafile.errors import BackendUnavailable
 from gemmafile.kernels.objects import load_object
@@ -34,9 +35,11 @@ def why_not() -> str | None:
     """Why compiled kernels cannot run here, or None when they can."""
     if platform.machine().lower() not in ("x86_64", "amd64") or not sys.platform.startswith("linux"):
         return f"there are no compiled kernels for {platform.system()} on {platform.machine()} yet"
-    if importlib.util.find_spec("numba") is None:
-        return "Numba is not installed, so the fast kernels cannot be compiled"
-    return None
+    try:
+        found = importlib.util.find_spec("numba") is not None
+    except (ImportError, ValueError):
+        found = False
+    return None if found else "Numba is not installed, so the fast kernels cannot be compiled"
 
 
 def kernel_addresses(names: Iterable[str], say: Callable[[str], None] | None = None) -> dict[str, int]:
@@ -96,8 +99,8 @@ def _compile(name: str) -> tuple[str, bytes]:
     module, _, kernel = name.partition(".")
     function = _builders(module)[kernel]
     # Inlined into its C-callable wrapper, a kernel is seen not to fail, and the wrapper's Python error path goes away.
-    options = {"nopython": True, "error_model": "numpy", "forceinline": True}
-    compiled = cfunc(types.void(types.intp, types.intp, types.intp), **options)(function)
+    options: Any = {"nopython": True, "error_model": "numpy", "forceinline": True}
+    compiled: Any = cfunc(types.void(types.intp, types.intp, types.intp), **options)(function)
     data = compiled._library._get_compiled_object()
     if not data:
         raise BackendUnavailable(f"Numba gave no machine code for the kernel {name}")
@@ -147,7 +150,9 @@ def _cpu() -> str:
             block = f.read().split("\n\n", 1)[0]
     except OSError:
         return platform.processor()
-    return "\n".join(line for line in block.splitlines() if line.startswith(("model", "flags", "vendor", "Features", "CPU")))
+    return "\n".join(
+        line for line in block.splitlines() if line.startswith(("model", "flags", "vendor", "Features", "CPU"))
+    )
 
 
 def _path(name: str) -> Path:

@@ -112,7 +112,14 @@ class _Symbols:
         self, data: bytes, table: _Section, names: _Section, places: dict[int, int],
         commons: dict[int, tuple[int, int]], base: int,
     ):  # fmt: skip
-        self.data, self.table, self.names, self.places, self.commons, self.base = data, table, names, places, commons, base
+        self.data, self.table, self.names, self.places, self.commons, self.base = (
+            data,
+            table,
+            names,
+            places,
+            commons,
+            base,
+        )
 
     def _name(self, offset: int) -> str:
         start = self.names.offset + offset

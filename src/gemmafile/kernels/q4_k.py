@@ -71,12 +71,12 @@ def kernels() -> dict[str, Callable[..., None]]:
     """The compiled twins of `multiply`."""
     from numba.core import types
 
-    from gemmafile.kernels import simd
+    from gemmafile.kernels import emit, simd
     from gemmafile.kernels.superblocks import SuperBlock, build_kernels, shift_halves
 
     load_32, join, splat = simd.load_u8x32, simd.join_u8x32, simd.splat_u8x64
     as_words, as_bytes = simd.u8_as_u16x32, simd.u16_as_u8x64
-    second_by_4 = simd.make(simd.vec("u16", 32), [simd.vec("u16", 32)], shift_halves(0, 4))
+    second_by_4 = emit.make(emit.vec("u16", 32), [emit.vec("u16", 32)], shift_halves(0, 4))
 
     @simd.device
     def chunk(p, j):
@@ -90,20 +90,20 @@ def sub_scale_reader(offset: int) -> Any:
     """scales(p): the 12 bytes at p + offset as i32x16: 8 sub-scales, 8 sub-minima as pairs of int16, zeros."""
     from numba.core import types
 
-    from gemmafile.kernels import simd
+    from gemmafile.kernels import emit, simd
 
     u64, load_u64, load_u32 = types.uint64, simd.load_u64, simd.load_u32
 
     def code(b: Any, scales: Any, minima: Any) -> Any:
         import llvmlite.ir as ir
 
-        bytes_ = ir.VectorType(simd.I8, 8)
-        wide = b.zext(b.bitcast(scales, bytes_), ir.VectorType(simd.I32, 8))
-        pairs = b.bitcast(b.zext(b.bitcast(minima, bytes_), ir.VectorType(simd.I16, 8)), ir.VectorType(simd.I32, 4))
-        pairs = simd.shuffle(b, pairs, simd.splat_constant(pairs.type, 0), [0, 1, 2, 3, 4, 4, 4, 4])
-        return simd.shuffle(b, wide, pairs, range(16))
+        bytes_ = ir.VectorType(emit.I8, 8)
+        wide = b.zext(b.bitcast(scales, bytes_), ir.VectorType(emit.I32, 8))
+        pairs = b.bitcast(b.zext(b.bitcast(minima, bytes_), ir.VectorType(emit.I16, 8)), ir.VectorType(emit.I32, 4))
+        pairs = emit.shuffle(b, pairs, emit.splat_constant(pairs.type, 0), [0, 1, 2, 3, 4, 4, 4, 4])
+        return emit.shuffle(b, wide, pairs, range(16))
 
-    place = simd.make(simd.vec("i32", 16), [u64, u64], code)
+    place = emit.make(emit.vec("i32", 16), [u64, u64], code)
 
     @simd.device
     def scales(p):

@@ -47,13 +47,13 @@ def multiply(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 def kernels() -> dict[str, Callable[..., None]]:
     """The compiled twins of `multiply`."""
-    from gemmafile.kernels import simd
+    from gemmafile.kernels import emit, simd
     from gemmafile.kernels.quads import Quad, build_kernels, nibble_halves
 
     low_bits = nibble_halves(6)
-    words, bytes_ = simd.vec("i32", 4), simd.vec("u8", 64)
-    four_words = simd.make(words, [simd.address] * 4, _join_words)
-    fifth_bits = simd.make(bytes_, [words, simd.address], _spread_bits)
+    words, bytes_ = emit.vec("i32", 4), emit.vec("u8", 64)
+    four_words = emit.make(words, [emit.address] * 4, _join_words)
+    fifth_bits = emit.make(bytes_, [words, emit.address], _spread_bits)
 
     @simd.device
     def halves(p0, p1, p2, p3):
@@ -68,11 +68,11 @@ def _join_words(b: Any, *at: Any) -> Any:
     """The four bytes of high bits of four blocks."""
     import llvmlite.ir as ir
 
-    from gemmafile.kernels import simd
+    from gemmafile.kernels import emit
 
-    v = ir.Constant(ir.VectorType(simd.I32, 4), ir.Undefined)
+    v = ir.Constant(ir.VectorType(emit.I32, 4), ir.Undefined)
     for i, a in enumerate(at):
-        v = b.insert_element(v, simd.load_at(b, a, simd.I32), ir.Constant(simd.I32, i))
+        v = b.insert_element(v, emit.load_at(b, a, emit.I32), ir.Constant(emit.I32, i))
     return v
 
 
@@ -80,13 +80,13 @@ def _spread_bits(b: Any, words: Any, half: Any) -> Any:
     """Bit i of half a word of each block -> 16 in byte i of the block's 16, else 0; half 0 or 1 is a constant."""
     import llvmlite.ir as ir
 
-    from gemmafile.kernels import simd
+    from gemmafile.kernels import emit
 
     # Every byte gets the byte of the word that holds its bit, then keeps that bit.
-    bits = b.bitcast(words, ir.VectorType(simd.I8, 16))
-    first = simd.shuffle(b, bits, bits, [4 * (i // 16) + i % 16 // 8 for i in range(64)])
-    second = simd.shuffle(b, bits, bits, [4 * (i // 16) + 2 + i % 16 // 8 for i in range(64)])
-    spread = b.select(b.icmp_signed("==", half, ir.Constant(simd.I64, 0)), first, second)
-    masks = simd.constant(spread.type, [1 << i % 8 for i in range(64)])
-    is_set = b.icmp_signed("!=", b.and_(spread, masks), simd.splat_constant(spread.type, 0))
-    return b.select(is_set, simd.splat_constant(spread.type, 16), simd.splat_constant(spread.type, 0))
+    bits = b.bitcast(words, ir.VectorType(emit.I8, 16))
+    first = emit.shuffle(b, bits, bits, [4 * (i // 16) + i % 16 // 8 for i in range(64)])
+    second = emit.shuffle(b, bits, bits, [4 * (i // 16) + 2 + i % 16 // 8 for i in range(64)])
+    spread = b.select(b.icmp_signed("==", half, ir.Constant(emit.I64, 0)), first, second)
+    masks = emit.constant(spread.type, [1 << i % 8 for i in range(64)])
+    is_set = b.icmp_signed("!=", b.and_(spread, masks), emit.splat_constant(spread.type, 0))
+    return b.select(is_set, emit.splat_constant(spread.type, 16), emit.splat_constant(spread.type, 0))

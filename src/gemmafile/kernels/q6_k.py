@@ -66,14 +66,14 @@ def kernels() -> dict[str, Callable[..., None]]:
     """The compiled twins of `multiply`."""
     from numba.core import types
 
-    from gemmafile.kernels import simd
+    from gemmafile.kernels import emit, simd
     from gemmafile.kernels.superblocks import SuperBlock, build_kernels, shift_halves
 
     load_64, load_32, join, splat = simd.load_u8x64, simd.load_u8x32, simd.join_u8x32, simd.splat_u8x64
     as_words, as_bytes = simd.u8_as_u16x32, simd.u16_as_u8x64
     load_scales, widen = simd.load_i8x16, simd.converter("i8", "i32", 16)
     # The two 32-byte copies of the high bits are shifted by different amounts.
-    by_0_and_2 = simd.make(simd.vec("u16", 32), [simd.vec("u16", 32)], shift_halves(0, 2))
+    by_0_and_2 = emit.make(emit.vec("u16", 32), [emit.vec("u16", 32)], shift_halves(0, 2))
 
     @simd.device
     def chunk(p, j):

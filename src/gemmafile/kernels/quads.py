@@ -19,7 +19,7 @@ from typing import Any
 
 from gemmafile.kernels.ops import NEXT, ROWS, SCRATCH, SCRATCH_BYTES
 from gemmafile.kernels.packing import QUAD_BYTES, QUAD_D, QUAD_D_SUMS, QUAD_MINUS_SUMS, TOKEN_TILE
-from gemmafile.kernels.superblocks import COLUMNS, N, OUT, OUT_STRIDE, PACKED, ROW_BYTES, WEIGHTS
+from gemmafile.kernels.superblocks import COLUMNS, OUT, OUT_STRIDE, PACKED, ROW_BYTES, WEIGHTS, N
 
 CHUNK_ROWS = 32
 PANEL_QUADS = 4
@@ -55,33 +55,33 @@ def _make_matvec(f: Quad) -> Callable[..., None]:
     import llvmlite.ir as ir
     from numba.core import types
 
-    from gemmafile.kernels import simd
+    from gemmafile.kernels import emit, simd
 
     load, atomic_add, quotient, load_a = simd.load_i64, simd.atomic_add, simd.quotient, simd.load_i8x64
     store_4, splat_4 = simd.store_f32x4, simd.splat_f32x4
     bytes_, offset_at, halves = f.bytes, f.offset, f.halves
-    v16, v4 = simd.vec("i32", 16), simd.vec("f32", 4)
+    v16, v4 = emit.vec("i32", 16), emit.vec("f32", 4)
     shift = f.offset_bits
     prefetch_rows = simd.prefetcher(16 * f.bytes)
 
     def start_code(b: Any, a: Any) -> Any:
         """Minus the sum of each block, times the offset, in the first of its four lanes."""
         if shift is None:
-            return simd.splat_constant(v16.llvm, 0)
-        sums = simd.load_at(b, a, ir.VectorType(simd.I32, 4), QUAD_MINUS_SUMS)
-        shifted = b.shl(sums, simd.splat_constant(sums.type, shift))
+            return emit.splat_constant(v16.llvm, 0)
+        sums = emit.load_at(b, a, ir.VectorType(emit.I32, 4), QUAD_MINUS_SUMS)
+        shifted = b.shl(sums, emit.splat_constant(sums.type, shift))
         lanes = [4 if lane % 4 else lane // 4 for lane in range(16)]
-        return simd.shuffle(b, shifted, simd.splat_constant(sums.type, 0), lanes)
+        return emit.shuffle(b, shifted, emit.splat_constant(sums.type, 0), lanes)
 
     def dot_code(b: Any, acc: Any, u: Any, s: Any) -> Any:
-        return simd.dot_bytes(b, acc, u, s, below_128=f.below_128)
+        return emit.dot_bytes(b, acc, u, s, below_128=f.below_128)
 
     def by_block_code(b: Any, *rows: Any) -> Any:
         """Lanes 4 j ... 4 j + 3 of four rows -> the sums of block j in lanes 4 j (row 0) ... 4 j + 3 (row 3)."""
         quads = range(0, 16, 4)
 
         def add(x: Any, y: Any, one: list[int], two: list[int]) -> Any:
-            return b.add(simd.shuffle(b, x, y, one), simd.shuffle(b, x, y, two))
+            return b.add(emit.shuffle(b, x, y, one), emit.shuffle(b, x, y, two))
 
         firsts = [i for q in quads for i in (q, 16 + q, q + 1, 17 + q)]
         seconds = [i for q in quads for i in (q + 2, 18 + q, q + 3, 19 + q)]
@@ -92,20 +92,20 @@ def _make_matvec(f: Quad) -> Callable[..., None]:
 
     def finish_code(b: Any, acc: Any, sums: Any, a: Any, *blocks: Any) -> Any:
         """The law's float steps for four blocks; `blocks` are the addresses [block][row]."""
-        floats = b.sitofp(sums, ir.VectorType(simd.F32, 16))
+        floats = b.sitofp(sums, ir.VectorType(emit.F32, 16))
         for j in range(4):
             at = blocks[4 * j : 4 * j + 4]
-            d = b.fmul(_four_halves(b, at, 0), simd.splat(b, simd.load_at(b, a, simd.F32, QUAD_D + 4 * j), 4))
-            acc = simd.fma_f32(b, simd.shuffle(b, floats, floats, range(4 * j, 4 * j + 4)), d, acc)
+            d = b.fmul(_four_halves(b, at, 0), emit.splat(b, emit.load_at(b, a, emit.F32, QUAD_D + 4 * j), 4))
+            acc = emit.fma_f32(b, emit.shuffle(b, floats, floats, range(4 * j, 4 * j + 4)), d, acc)
             if offset_at is not None:
-                total = simd.splat(b, simd.load_at(b, a, simd.F32, QUAD_D_SUMS + 4 * j), 4)
-                acc = simd.fma_f32(b, _four_halves(b, at, offset_at), total, acc)
+                total = emit.splat(b, emit.load_at(b, a, emit.F32, QUAD_D_SUMS + 4 * j), 4)
+                acc = emit.fma_f32(b, _four_halves(b, at, offset_at), total, acc)
         return acc
 
-    start = simd.make(v16, [simd.address], start_code)
-    dot = simd.make(v16, [v16, simd.vec("u8", 64), simd.vec("i8", 64)], dot_code)
-    by_block = simd.make(v16, [v16] * 4, by_block_code)
-    finish = simd.make(v4, [v4, v16, simd.address, *[simd.address] * 16], finish_code)
+    start = emit.make(v16, [emit.address], start_code)
+    dot = emit.make(v16, [v16, emit.vec("u8", 64), emit.vec("i8", 64)], dot_code)
+    by_block = emit.make(v16, [v16] * 4, by_block_code)
+    finish = emit.make(v4, [v4, v16, emit.address, *[emit.address] * 16], finish_code)
 
     @simd.device
     def block_sums(p, o1, o2, o3, t, a):
@@ -189,12 +189,12 @@ def _four_halves(b: Any, at: Any, offset: int) -> Any:
     """The float16 at four addresses: <4 x float>."""
     import llvmlite.ir as ir
 
-    from gemmafile.kernels import simd
+    from gemmafile.kernels import emit
 
-    v = ir.Constant(ir.VectorType(simd.I16, 4), ir.Undefined)
+    v = ir.Constant(ir.VectorType(emit.I16, 4), ir.Undefined)
     for i, a in enumerate(at):
-        v = b.insert_element(v, simd.load_at(b, a, simd.I16, offset), ir.Constant(simd.I32, i))
-    return simd.half_to_f32(b, v)
+        v = b.insert_element(v, emit.load_at(b, a, emit.I16, offset), ir.Constant(emit.I32, i))
+    return emit.half_to_f32(b, v)
 
 
 def _make_matmul(f: Quad) -> Callable[..., None]:
@@ -269,8 +269,8 @@ def _make_matmul(f: Quad) -> Callable[..., None]:
                 for k in range(here):
                     unpack(weights, row_bytes, first, n, n_blocks, quad + k, unpacked, panels + k * _PANEL,
                            d_panels + k * 2 * _SCALES)  # fmt: skip
-                if quad + here < n_quads:
-                    prefetch_panel(weights, row_bytes, first, n, quad + here, min(PANEL_QUADS, n_quads - quad - here))
+                following = min(PANEL_QUADS, n_quads - quad - here)
+                prefetch_panel(weights, row_bytes, first, n, quad + here, following)
                 t = 0
                 while t < tokens:
                     c = load(op + OUT) + t * out_stride + 4 * first

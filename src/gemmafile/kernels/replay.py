@@ -20,8 +20,27 @@ from gemmafile.kernels.cache import KVCache
 from gemmafile.kernels.compile import kernel_addresses
 from gemmafile.kernels.formats_on import format_module
 from gemmafile.kernels.ops import (
-    BARRIER, KERNEL, N_OPS, N_OUTPUTS, N_ROWS, N_THREADS, N_TILES, NEXT, OP_BYTES, OPS, OUTPUTS, POSITIONS, ROW_TABLES,
-    ROWS, SCRATCH, SCRATCH_BYTES, SHARED_BYTES, TILE_BYTES, TILES, YIELD, float_bits,
+    BARRIER,
+    KERNEL,
+    N_OPS,
+    N_OUTPUTS,
+    N_ROWS,
+    N_THREADS,
+    N_TILES,
+    NEXT,
+    OP_BYTES,
+    OPS,
+    OUTPUTS,
+    POSITIONS,
+    ROW_TABLES,
+    ROWS,
+    SCRATCH,
+    SCRATCH_BYTES,
+    SHARED_BYTES,
+    TILE_BYTES,
+    TILES,
+    YIELD,
+    float_bits,
 )  # fmt: skip
 from gemmafile.kernels.packing import packed_bytes, padded_tokens
 from gemmafile.kernels.rotary import inverse_frequencies, rotary_table
@@ -29,7 +48,19 @@ from gemmafile.kernels.threads import Team, yield_address
 from gemmafile.model.batch import Batch
 from gemmafile.model.config import ModelConfig, Rope
 from gemmafile.model.tape import (
-    Add, Attention, Embed, Gate, MatMul, Norm, Op, Rotate, SoftCap, TakeOutputs, Tape, Value, writes,
+    Add,
+    Attention,
+    Embed,
+    Gate,
+    MatMul,
+    Norm,
+    Op,
+    Rotate,
+    SoftCap,
+    TakeOutputs,
+    Tape,
+    Value,
+    writes,
 )  # fmt: skip
 from gemmafile.model.weights import ModelWeights, Weight
 
@@ -273,7 +304,9 @@ class CpuReplay:
             assert self.weights.rope_freqs is not None
             factors = self.weights.rope_freqs.data.view("<f4")
         shape = (self.max_rows, rope.dim // 2)
-        rotation = Rotation(inverse_frequencies(rope, factors), np.zeros(shape, np.float32), np.zeros(shape, np.float32))
+        rotation = Rotation(
+            inverse_frequencies(rope, factors), np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        )
         self._rotations[rope] = rotation
         return rotation
 
@@ -351,4 +384,3 @@ def _packed_sizes(tape: Tape, tokens: int) -> dict[str, int]:
                 if kind is not None:
                     sizes[kind] = max(sizes.get(kind, 0), packed_bytes(kind, op.x.width, tokens))
     return sizes
-

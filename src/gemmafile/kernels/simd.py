@@ -4,301 +4,59 @@ Every vector is 512 bits wide or a part of that (16 float32, 64 bytes); LLVM spl
 code. Operators (+ - * & | ^ << >> < >) work on vectors of one type. Memory is reached by raw addresses (intp);
 no load or store needs alignment. Names end in the type they return: `load_f32x16(address)`.
 
-Only `compile.py` and the kernel builders import this module: it needs Numba. Where an instruction exists on
-some CPUs only (int8 and bfloat16 dot products, half floats), the choice is made here, from FEATURES.
+Types and the choice of instructions are in `emit.py`. Only the kernel builders import these modules: they need
+Numba.
 """
 
 from __future__ import annotations
 
 import operator
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import llvmlite.binding as llvm
 import llvmlite.ir as ir
 from numba import njit
-from numba.core import cgutils, types
-from numba.core.datamodel import models
+from numba.core import types
 from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
-from numba.extending import intrinsic, register_model
+
+from gemmafile.kernels.emit import (
+    BITS,
+    ELEMENT,
+    F32,
+    FEATURES,
+    HAS_AVX2,
+    I8,
+    I16,
+    I32,
+    I64,
+    SCALAR,
+    Vec,
+    address,
+    bf16_to_f32,
+    call,
+    constant,
+    f32_to_bf16,
+    f32_to_half,
+    fma_f32,
+    half,
+    half_to_f32,
+    load_at,
+    load_part,
+    make,
+    pointer,
+    shuffle,
+    splat,
+    store_at,
+    store_part,
+    tree_sum,
+    vec,
+    void,
+)
 
 device = njit(nogil=True, boundscheck=False, error_model="numpy", forceinline=True)
 """A function that kernels call; always inlined, so that LLVM sees that no error can come back (Numba's error path
 needs Python, and our objects need nothing)."""
-
-address = types.intp
-void = types.void
-
-
-def _host_features() -> frozenset[str]:
-    given = os.environ.get("NUMBA_CPU_FEATURES")
-    if given is not None:
-        return frozenset(f[1:] for f in given.split(",") if f.startswith("+"))
-    return frozenset(k for k, v in llvm.get_host_cpu_features().items() if v)
-
-
-FEATURES = _host_features()
-HAS_VNNI = {"avx512vnni", "avx512vl", "avx512bw"} <= FEATURES
-HAS_AVX512 = {"avx512f", "avx512bw", "avx512vl", "avx512dq"} <= FEATURES
-HAS_BF16 = "avx512bf16" in FEATURES and HAS_AVX512
-HAS_AVX2 = "avx2" in FEATURES
-HAS_F16 = bool({"f16c", "fullfp16", "neon"} & FEATURES) or HAS_AVX512
-
-# --- types -----------------------------------------------------------------------------------------------------
-
-I1, I8, I16, I32, I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
-F16, F32 = ir.HalfType(), ir.FloatType()
-
-
-class _BFloat(ir.types.Type):
-    """llvmlite has no bfloat type."""
-
-    def _to_string(self) -> str:
-        return "bfloat"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _BFloat)
-
-    def __hash__(self) -> int:
-        return hash(_BFloat)
-
-
-BF16 = _BFloat()
-_ELEMENT = {"b1": I1, "i8": I8, "u8": I8, "i16": I16, "u16": I16, "i32": I32, "u32": I32, "i64": I64, "u64": I64,
-            "f32": F32}  # fmt: skip
-_BITS = {name: int(name[1:]) for name in _ELEMENT}
-_SCALAR = {"i8": types.int8, "u8": types.uint8, "i16": types.int16, "u16": types.uint16, "i32": types.int32,
-           "u32": types.uint32, "i64": types.int64, "u64": types.uint64, "f32": types.float32}  # fmt: skip
-
-
-class Vec(types.Type):
-    """n elements of one kind; kinds are i8 u8 i16 u16 i32 u32 f32, and b1 for masks."""
-
-    def __init__(self, kind: str, n: int):
-        self.kind, self.n = kind, n
-        super().__init__(name=f"{kind}x{n}")
-
-    @property
-    def llvm(self) -> ir.VectorType:
-        return ir.VectorType(_ELEMENT[self.kind], self.n)
-
-    @property
-    def is_float(self) -> bool:
-        return self.kind == "f32"
-
-
-@register_model(Vec)
-class _VecModel(models.PrimitiveModel):
-    def __init__(self, dmm: Any, fe_type: Vec):
-        super().__init__(dmm, fe_type, fe_type.llvm)
-
-
-_vectors: dict[tuple[str, int], Vec] = {}
-
-
-def vec(kind: str, n: int) -> Vec:
-    """The type of n elements of a kind; one object for each."""
-    return _vectors.setdefault((kind, n), Vec(kind, n))
-
-
-# --- pieces of LLVM code, used by the intrinsics below and by tiles.py ----------------------------------------
-
-
-def constant(t: ir.VectorType, values: Sequence[Any]) -> ir.Constant:
-    return ir.Constant(t, [ir.Constant(t.element, v) for v in values])
-
-
-def splat_constant(t: ir.VectorType, value: Any) -> ir.Constant:
-    return constant(t, [value] * t.count)
-
-
-def splat(b: Any, scalar: Any, n: int) -> Any:
-    """A vector with `scalar` in every lane."""
-    empty = ir.Constant(ir.VectorType(scalar.type, n), ir.Undefined)
-    first = b.insert_element(empty, scalar, ir.Constant(I32, 0))
-    return b.shuffle_vector(first, empty, constant(ir.VectorType(I32, n), [0] * n))
-
-
-def shuffle(b: Any, x: Any, y: Any, lanes: Sequence[int]) -> Any:
-    """Lanes of x, then of y (numbered on from x's)."""
-    return b.shuffle_vector(x, y, constant(ir.VectorType(I32, len(lanes)), list(lanes)))
-
-
-def call(b: Any, name: str, result: Any, arguments: Sequence[Any]) -> Any:
-    """Call an LLVM intrinsic by name."""
-    f = cgutils.get_or_insert_function(b.module, ir.FunctionType(result, [a.type for a in arguments]), name)
-    return b.call(f, list(arguments))
-
-
-def pointer(b: Any, addr: Any, t: Any, offset: int = 0) -> Any:
-    """`addr` + `offset` bytes as a pointer to t."""
-    if offset:
-        addr = b.add(addr, ir.Constant(I64, offset))
-    return b.inttoptr(addr, t.as_pointer())
-
-
-def load_at(b: Any, addr: Any, t: Any, offset: int = 0) -> Any:
-    return b.load(pointer(b, addr, t, offset), align=1)
-
-
-def store_at(b: Any, value: Any, addr: Any, offset: int = 0) -> None:
-    b.store(value, pointer(b, addr, value.type, offset), align=1)
-
-
-def fma_f32(b: Any, x: Any, y: Any, z: Any) -> Any:
-    """x * y + z rounded once, vectors or scalars."""
-    name = f"llvm.fma.v{x.type.count}f32" if isinstance(x.type, ir.VectorType) else "llvm.fma.f32"
-    return call(b, name, x.type, [x, y, z])
-
-
-def half_to_f32(b: Any, halves: Any) -> Any:
-    """<n x i16> holding float16 -> <n x float>, exact."""
-    n = halves.type.count
-    if HAS_F16:
-        return b.fpext(b.bitcast(halves, ir.VectorType(F16, n)), ir.VectorType(F32, n))
-    # The exponent moves from bias 15 to 127 by a multiplication with 2^112, which also makes subnormals right.
-    t32 = ir.VectorType(I32, n)
-    wide = b.zext(halves, t32)
-    magnitude = b.and_(wide, splat_constant(t32, 0x7FFF))
-    value = b.fmul(
-        b.bitcast(b.shl(magnitude, splat_constant(t32, 13)), ir.VectorType(F32, n)),
-        splat_constant(ir.VectorType(F32, n), float(2**112)),
-    )
-    special = b.icmp_signed(">=", magnitude, splat_constant(t32, 0x7C00))
-    bits = b.bitcast(value, t32)
-    bits = b.select(special, b.or_(bits, splat_constant(t32, 0x7F800000)), bits)
-    sign = b.shl(b.and_(wide, splat_constant(t32, 0x8000)), splat_constant(t32, 16))
-    return b.bitcast(b.or_(bits, sign), ir.VectorType(F32, n))
-
-
-def f32_to_half(b: Any, x: Any) -> Any:
-    """<n x float> -> <n x i16> holding float16, to nearest even."""
-    n = x.type.count
-    if HAS_F16:
-        return b.bitcast(b.fptrunc(x, ir.VectorType(F16, n)), ir.VectorType(I16, n))
-    t32, tf = ir.VectorType(I32, n), ir.VectorType(F32, n)
-    bits = b.bitcast(x, t32)
-    sign = b.and_(b.lshr(bits, splat_constant(t32, 16)), splat_constant(t32, 0x8000))
-    magnitude = b.and_(bits, splat_constant(t32, 0x7FFFFFFF))
-    odd = b.and_(b.lshr(magnitude, splat_constant(t32, 13)), splat_constant(t32, 1))
-    normal = b.sub(b.add(magnitude, b.add(odd, splat_constant(t32, 0xFFF))), splat_constant(t32, 112 << 23))
-    normal = b.lshr(normal, splat_constant(t32, 13))
-    # Adding 0.5 lines a subnormal's bits up with the end of the float's; the addition rounds them.
-    shifted = b.bitcast(b.fadd(b.bitcast(magnitude, tf), splat_constant(tf, 0.5)), t32)
-    subnormal = b.sub(shifted, splat_constant(t32, 0x3F000000))
-    result = b.select(b.icmp_signed("<", magnitude, splat_constant(t32, 113 << 23)), subnormal, normal)
-    result = b.select(b.icmp_signed(">=", magnitude, splat_constant(t32, 143 << 23)), splat_constant(t32, 0x7C00), result)
-    result = b.select(b.icmp_signed(">", magnitude, splat_constant(t32, 0x7F800000)), splat_constant(t32, 0x7E00), result)
-    return b.trunc(b.or_(result, sign), ir.VectorType(I16, n))
-
-
-def bf16_to_f32(b: Any, bits: Any) -> Any:
-    """<n x i16> holding bfloat16 -> <n x float>, exact."""
-    t32 = ir.VectorType(I32, bits.type.count)
-    return b.bitcast(b.shl(b.zext(bits, t32), splat_constant(t32, 16)), ir.VectorType(F32, bits.type.count))
-
-
-def f32_to_bf16(b: Any, x: Any) -> Any:
-    """<n x float> -> <n x i16> holding bfloat16, to nearest even; NaN stays NaN."""
-    t32 = ir.VectorType(I32, x.type.count)
-    bits = b.bitcast(x, t32)
-    odd = b.and_(b.lshr(bits, splat_constant(t32, 16)), splat_constant(t32, 1))
-    rounded = b.lshr(b.add(bits, b.add(odd, splat_constant(t32, 0x7FFF))), splat_constant(t32, 16))
-    quiet = b.or_(b.lshr(bits, splat_constant(t32, 16)), splat_constant(t32, 0x40))
-    return b.trunc(b.select(b.fcmp_unordered("uno", x, x), quiet, rounded), ir.VectorType(I16, x.type.count))
-
-
-def dot_bytes(b: Any, acc: Any, u: Any, s: Any, *, below_128: bool) -> Any:
-    """acc[i] += the 4 products u[4i..4i+3] * s[4i..4i+3], u unsigned bytes, s signed; exact on every CPU.
-
-    acc <n x i32>, u and s <4n x i8> · `below_128`  the caller knows that every u is at most 127
-    """
-    n = acc.type.count
-    if HAS_VNNI and n in (8, 16):
-        # LLVM 20 and later take the bytes as bytes; see _dpbusd_type.
-        return call(b, f"llvm.x86.avx512.vpdpbusd.{32 * n}", acc.type, [acc, *(_dpbusd_type(b, v, n) for v in (u, s))])
-    if n > 8:
-        halves = [
-            dot_bytes(b, *(_half(b, v, h) for v in (acc, u, s)), below_128=below_128) for h in range(2)
-        ]
-        return shuffle(b, *halves, range(n))
-    if HAS_AVX2 and n == 8 and below_128:
-        t16 = ir.VectorType(I16, 16)  # a pair is at most 2 * 127 * 128 = 32512: no saturation
-        pairs = call(b, "llvm.x86.avx2.pmadd.ub.sw", t16, [u, s])
-        return b.add(acc, call(b, "llvm.x86.avx2.pmadd.wd", acc.type, [pairs, splat_constant(t16, 1)]))
-    wide = ir.VectorType(I16, 4 * n)
-    wu, ws = b.zext(u, wide), b.sext(s, wide)
-    t32 = ir.VectorType(I32, 4 * n)
-    products = b.mul(b.sext(wu, t32), b.sext(ws, t32))
-    for k in range(4):
-        acc = b.add(acc, shuffle(b, products, products, [4 * i + k for i in range(n)]))
-    return acc
-
-
-def dot_words(b: Any, acc: Any, x: Any, y: Any) -> Any:
-    """acc[i] += x[2i] * y[2i] + x[2i+1] * y[2i+1]: <n x i32>, <2n x i16> signed."""
-    n = acc.type.count
-    if HAS_VNNI and n == 16:
-        pairs = (x, y) if _BYTES_IN_DPBUSD else (b.bitcast(v, ir.VectorType(I32, n)) for v in (x, y))
-        return call(b, "llvm.x86.avx512.vpdpwssd.512", acc.type, [acc, *pairs])
-    t32 = ir.VectorType(I32, 2 * n)
-    products = b.mul(b.sext(x, t32), b.sext(y, t32))
-    even, odd = (shuffle(b, products, products, range(k, 2 * n, 2)) for k in range(2))
-    return b.add(acc, b.add(even, odd))
-
-
-def _half(b: Any, v: Any, h: int) -> Any:
-    n = v.type.count // 2
-    return shuffle(b, v, v, range(h * n, h * n + n))
-
-
-_BYTES_IN_DPBUSD = llvm.llvm_version_info[0] >= 22
-"""LLVM 22 declares vpdpbusd with vectors of bytes, earlier ones with vectors of int32."""
-
-
-def _dpbusd_type(b: Any, v: Any, n: int) -> Any:
-    return v if _BYTES_IN_DPBUSD else b.bitcast(v, ir.VectorType(I32, n))
-
-
-def dot_bf16(b: Any, acc: Any, x: Any, y: Any) -> Any:
-    """acc[i] = fma(x[2i], y[2i], fma(x[2i+1], y[2i+1], acc[i])): <n x float>, <2n x i16> holding bfloat16.
-
-    The order is AVX512_BF16's; denormals count as zero there.
-    """
-    n = acc.type.count
-    if HAS_BF16 and n == 16:
-        tb = ir.VectorType(BF16, 32)
-        return call(b, "llvm.x86.avx512bf16.dpbf16ps.512", acc.type, [acc, b.bitcast(x, tb), b.bitcast(y, tb)])
-    t32 = ir.VectorType(I32, n)
-    xi, yi = b.bitcast(x, t32), b.bitcast(y, t32)
-    high, sixteen = splat_constant(t32, -65536), splat_constant(t32, 16)
-    for odd in (True, False):
-        parts = [b.and_(v, high) if odd else b.shl(v, sixteen) for v in (xi, yi)]
-        acc = fma_f32(b, *(b.bitcast(p, acc.type) for p in parts), acc)
-    return acc
-
-
-def tree_sum(b: Any, v: Any) -> Any:
-    """The law's tree: halves added until one lane is left."""
-    add = b.fadd if isinstance(v.type.element, ir.FloatType) else b.add
-    while v.type.count > 1:
-        v = add(_half(b, v, 0), _half(b, v, 1))
-    return b.extract_element(v, ir.Constant(I32, 0))
-
-
-def tree_sum_rows(b: Any, rows: Sequence[Any]) -> Any:
-    """Four vectors of 16 lanes -> <4 x> of their tree sums: the same additions, four rows side by side."""
-    add = b.fadd if isinstance(rows[0].type.element, ir.FloatType) else b.add
-    r = [add(_half(b, v, 0), _half(b, v, 1)) for v in rows]  # 8 lanes each
-    pairs = []
-    for x, y in ((r[0], r[1]), (r[2], r[3])):  # [x: 4 sums | y: 4 sums]
-        pairs.append(add(shuffle(b, x, y, [0, 1, 2, 3, 8, 9, 10, 11]), shuffle(b, x, y, [4, 5, 6, 7, 12, 13, 14, 15])))
-    x, y = pairs  # four groups of 4 lanes -> four groups of 2
-    four = add(shuffle(b, x, y, [0, 1, 4, 5, 8, 9, 12, 13]), shuffle(b, x, y, [2, 3, 6, 7, 10, 11, 14, 15]))
-    return add(shuffle(b, four, four, [0, 2, 4, 6]), shuffle(b, four, four, [1, 3, 5, 7]))
-
 
 # --- operators ----------------------------------------------------------------------------------------------------
 
@@ -346,7 +104,7 @@ def _shift(op: Any, signed: str, unsigned: str) -> None:
 
     @lower_builtin(op, Vec, types.Integer)
     def lower(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        kind, element = sig.args[0], _ELEMENT[sig.args[0].kind]
+        kind, element = sig.args[0], ELEMENT[sig.args[0].kind]
         by = args[1]
         if by.type.width != element.width:
             by = b.trunc(by, element) if by.type.width > element.width else b.zext(by, element)
@@ -358,21 +116,6 @@ _shift(operator.rshift, "ashr", "lshr")
 
 
 # --- intrinsics: each `make` returns one that kernels call ----------------------------------------------------
-
-
-def make(result: Any, arguments: Sequence[Any], code: Callable[..., Any]) -> Any:
-    """An intrinsic of fixed types: `code(builder, *llvm_values)` returns the result, or None for void."""
-    sig = result(*arguments)
-    names = ", ".join(f"a{i}" for i in range(len(arguments)))
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        value = code(builder, *args)
-        return context.get_dummy_value() if value is None else value
-
-    # Numba reads the number of arguments from the function itself.
-    namespace: dict[str, Any] = {"sig": sig, "codegen": codegen}
-    exec(f"def made(typingctx, {names}):\n    return sig, codegen", namespace)  # noqa: S102
-    return intrinsic(namespace["made"])
 
 
 def loader(kind: str, n: int) -> Any:
@@ -388,11 +131,11 @@ def storer(kind: str, n: int) -> Any:
 
 
 def scalar_loader(kind: str) -> Any:
-    return make(_SCALAR[kind], [address], lambda b, a: load_at(b, a, _ELEMENT[kind]))
+    return make(SCALAR[kind], [address], lambda b, a: load_at(b, a, ELEMENT[kind]))
 
 
 def scalar_storer(kind: str) -> Any:
-    return make(void, [address, _SCALAR[kind]], lambda b, a, v: store_at(b, v, a))
+    return make(void, [address, SCALAR[kind]], lambda b, a, v: store_at(b, v, a))
 
 
 def shuffler(kind: str, n: int, lanes: Sequence[int]) -> Any:
@@ -417,7 +160,7 @@ def converter(source: str, target: str, n: int) -> Any:
             return (b.sitofp if signed else b.uitofp)(v, t.llvm)
         if s.is_float:
             return b.fptosi(v, t.llvm)
-        if _BITS[target] < _BITS[source]:
+        if BITS[target] < BITS[source]:
             return b.trunc(v, t.llvm)
         return (b.sext if signed else b.zext)(v, t.llvm)
 
@@ -425,7 +168,7 @@ def converter(source: str, target: str, n: int) -> Any:
 
 
 def splatter(kind: str, n: int) -> Any:
-    return make(vec(kind, n), [_SCALAR[kind]], lambda b, x: splat(b, x, n))
+    return make(vec(kind, n), [SCALAR[kind]], lambda b, x: splat(b, x, n))
 
 
 def constants(kind: str, values: Sequence[Any]) -> Any:
@@ -490,7 +233,7 @@ sum_i32x16 = make(types.int32, [vec("i32", 16)], tree_sum)
 def _maximum(b: Any, v: Any) -> Any:
     """Of all lanes; a NaN lane is passed over, as `max` in the law's softmax does."""
     while v.type.count > 1:
-        x, y = _half(b, v, 0), _half(b, v, 1)
+        x, y = half(b, v, 0), half(b, v, 1)
         v = b.select(b.fcmp_ordered(">", y, x), y, x)
     return b.extract_element(v, ir.Constant(I32, 0))
 
@@ -498,35 +241,9 @@ def _maximum(b: Any, v: Any) -> Any:
 max_f32x16 = make(types.float32, [_f16v], _maximum)
 
 
-def _lane_mask(b: Any, n: Any) -> Any:
-    """Lanes below n."""
-    t = ir.VectorType(I64, 16)
-    return b.icmp_signed("<", constant(t, range(16)), splat(b, n, 16))
-
-
-def load_part(b: Any, a: Any, t: Any, n: Any) -> Any:
-    """The first n lanes of a vector, zeros behind; memory past them is not touched. n may exceed the lanes."""
-    is_float = t.element is F32
-    lanes = ir.VectorType(I64, t.count)
-    mask = b.icmp_signed("<", constant(lanes, range(t.count)), splat(b, n, t.count))
-    place = pointer(b, a, t)
-    name = f"llvm.masked.load.v{t.count}{'f32' if is_float else 'i16'}.p0"
-    function = cgutils.get_or_insert_function(b.module, ir.FunctionType(t, [place.type, I32, mask.type, t]), name)
-    return b.call(function, [place, ir.Constant(I32, 1), mask, splat_constant(t, 0.0 if is_float else 0)])
-
-
-def _store_part(b: Any, a: Any, v: Any, n: Any) -> None:
-    pointer_ = pointer(b, a, v.type)
-    function = cgutils.get_or_insert_function(
-        b.module, ir.FunctionType(ir.VoidType(), [v.type, pointer_.type, I32, ir.VectorType(I1, 16)]),
-        "llvm.masked.store.v16f32.p0",
-    )  # fmt: skip
-    b.call(function, [v, pointer_, ir.Constant(I32, 1), _lane_mask(b, n)])
-
-
 load_part_f32x16 = make(_f16v, [address, types.intp], lambda b, a, n: load_part(b, a, ir.VectorType(F32, 16), n))
 """load(address, n): see `load_part`."""
-store_part_f32x16 = make(void, [address, _f16v, types.intp], _store_part)
+store_part_f32x16 = make(void, [address, _f16v, types.intp], store_part)
 load_f16x16 = make(_f16v, [address], lambda b, a: half_to_f32(b, load_at(b, a, ir.VectorType(I16, 16))))
 load_bf16x16 = make(_f16v, [address], lambda b, a: bf16_to_f32(b, load_at(b, a, ir.VectorType(I16, 16))))
 store_f16x16 = make(void, [address, _f16v], lambda b, a, v: store_at(b, f32_to_half(b, v), a))
@@ -538,7 +255,9 @@ def _lane0(b: Any, v: Any) -> Any:
 
 
 def _half_scalar(b: Any, a: Any) -> Any:
-    one = b.insert_element(ir.Constant(ir.VectorType(I16, 4), [ir.Constant(I16, 0)] * 4), load_at(b, a, I16), ir.Constant(I32, 0))
+    one = b.insert_element(
+        ir.Constant(ir.VectorType(I16, 4), [ir.Constant(I16, 0)] * 4), load_at(b, a, I16), ir.Constant(I32, 0)
+    )
     return _lane0(b, half_to_f32(b, one))
 
 

@@ -5,15 +5,25 @@ The pass around it has T rows, one thread (or a team), and its own scratch.
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import numpy as np
 
-from gemmafile.kernels import attention, packing, superblocks
+from gemmafile.kernels import packing, superblocks
 from gemmafile.kernels.compile import kernel_addresses
 from gemmafile.kernels.ops import (
-    BARRIER, KERNEL, N_OPS, N_OUTPUTS, N_ROWS, N_THREADS, OP_BYTES, OPS, ROWS, SCRATCH, SCRATCH_BYTES, SHARED_BYTES,
+    BARRIER,
+    KERNEL,
+    N_OPS,
+    N_OUTPUTS,
+    N_ROWS,
+    N_THREADS,
+    OP_BYTES,
+    OPS,
+    ROWS,
+    SCRATCH,
+    SCRATCH_BYTES,
+    SHARED_BYTES,
     YIELD,
 )  # fmt: skip
 from gemmafile.kernels.packing import padded_tokens
@@ -57,7 +67,7 @@ class Single:
             op[at // 8] = value
         self._ops.append(op)
 
-    def bind(self) -> "Single":
+    def bind(self) -> Single:
         ops = aligned(OP_BYTES * len(self._ops)).view(np.int64).reshape(len(self._ops), -1)
         ops[:] = self._ops
         self.ops = ops
@@ -70,20 +80,18 @@ class Single:
         self.team.run(address(self.shared))
 
 
-def float_image(x: float) -> int:
-    return ctypes.c_int32.from_buffer(ctypes.c_float(x)).value
-
-
-def run_product(module: str, kernel: str, packing_kind: str | None, x: np.ndarray, rows: np.ndarray, n_threads: int = 1) -> np.ndarray:
-    """x float32[T, K] times rows uint8[N, row bytes] with `module.kernel`: float32[T, N]."""
-    single, out = make_product(module, kernel, packing_kind, x, rows, n_threads)
+def run_product(
+    kernel: str, packing_kind: str | None, x: np.ndarray, rows: np.ndarray, n_threads: int = 1
+) -> np.ndarray:
+    """x float32[T, K] times rows uint8[N, row bytes] with a kernel such as "q6_k.matvec": float32[T, N]."""
+    single, out = make_product(kernel, packing_kind, x, rows, n_threads)
     single.run()
     single.team.close()
     return out
 
 
 def make_product(
-    module: str, kernel: str, packing_kind: str | None, x: np.ndarray, rows: np.ndarray, n_threads: int = 1, pack: bool = True
+    kernel: str, packing_kind: str | None, x: np.ndarray, rows: np.ndarray, n_threads: int = 1
 ) -> tuple[Single, np.ndarray]:
     """The operations of one product, bound, and its result float32[T, N], valid after `run`."""
     n_tokens, columns = x.shape
@@ -98,15 +106,17 @@ def make_product(
     if packing_kind:
         packed = aligned(packing.packed_bytes(packing_kind, columns, n_tokens))
         packed_address = address(packed)
-        fields = {packing.X: address(inputs), packing.X_STRIDE: 4 * columns, packing.PACKED: packed_address,
-                  packing.COLUMNS: columns}  # fmt: skip
+        fields = {
+            packing.X: address(inputs), packing.X_STRIDE: 4 * columns, packing.PACKED: packed_address,
+            packing.COLUMNS: columns,
+        }  # fmt: skip
         single.add(f"packing.{packing_kind}", fields)
     s = superblocks
-    fields = {s.WEIGHTS: address(rows), s.ROW_BYTES: rows.strides[0], s.N: n, s.COLUMNS: columns,
-              s.PACKED: packed_address, s.PACKED_STRIDE: columns * (2 if packing_kind == "bf16" else 4), s.OUT: address(out), s.OUT_STRIDE: 4 * stride}  # fmt: skip
-    single.add(f"{module}.{kernel}", fields)
+    fields = {
+        s.WEIGHTS: address(rows), s.ROW_BYTES: rows.strides[0], s.N: n, s.COLUMNS: columns,
+        s.PACKED: packed_address, s.PACKED_STRIDE: columns * (2 if packing_kind == "bf16" else 4),
+        s.OUT: address(out), s.OUT_STRIDE: 4 * stride,
+    }  # fmt: skip
+    single.add(kernel, fields)
     single.keep = [inputs, out, packed, rows]
     return single.bind(), out[:n_tokens, :n]
-
-
-__all__ = ["Single", "aligned", "address", "attention", "make_product", "run_product"]

@@ -61,16 +61,16 @@ def _make_matvec(f: SuperBlock) -> Callable[..., None]:
     import llvmlite.ir as ir
     from numba.core import types
 
-    from gemmafile.kernels import simd
+    from gemmafile.kernels import emit, simd
 
     load, load_f32, atomic_add, quotient = simd.load_i64, simd.load_f32, simd.atomic_add, simd.quotient
     load_a, load_sums, store_4, splat_4 = simd.load_i8x64, simd.load_i32x16, simd.store_f32x4, simd.splat_f32x4
     fma_4, to_float_4 = simd.fma_x4, simd.i32_to_f32x4
-    bytes_, d_at, min_at, chunk, scales, offset_bits = f.bytes, f.d, f.minimum, f.chunk, f.scales, f.offset_bits
+    bytes_, d_at, min_at, chunk, scales = f.bytes, f.d, f.minimum, f.chunk, f.scales
     has_minimum, has_offset = f.minimum is not None, f.offset_bits is not None
     shift = f.offset_bits or 0
-    v16, u64, s64 = simd.vec("i32", 16), simd.vec("u8", 64), simd.vec("i8", 64)
-    lanes_per_sub = 64 // (256 // f.sub_blocks) and 16 * (256 // f.sub_blocks) // 64
+    v16, u64, s64 = emit.vec("i32", 16), emit.vec("u8", 64), emit.vec("i8", 64)
+    lanes_per_sub = 64 // f.sub_blocks  # of the 16 lanes of a chunk's dot product
     prefetch_rows = simd.prefetcher(4 * f.bytes)
 
     def spread(j: int) -> Any:
@@ -82,16 +82,16 @@ def _make_matvec(f: SuperBlock) -> Callable[..., None]:
         """Minus the sums of chunk j's sub-blocks of 16, times the offset, in the first lane of each."""
 
         def code(b: Any, sums: Any) -> Any:
-            shifted = b.shl(sums, simd.splat_constant(sums.type, shift))
+            shifted = b.shl(sums, emit.splat_constant(sums.type, shift))
             lanes = [16 if lane % 4 else 4 * j + lane // 4 for lane in range(16)]
-            return simd.shuffle(b, shifted, simd.splat_constant(sums.type, 0), lanes)
+            return emit.shuffle(b, shifted, emit.splat_constant(sums.type, 0), lanes)
 
-        return simd.make(v16, [v16], code)
+        return emit.make(v16, [v16], code)
 
     def dot_code(b: Any, acc: Any, u: Any, s: Any) -> Any:
-        return simd.dot_bytes(b, acc, u, s, below_128=True)
+        return emit.dot_bytes(b, acc, u, s, below_128=True)
 
-    dot = simd.make(v16, [v16, u64, s64], dot_code)
+    dot = emit.make(v16, [v16, u64, s64], dot_code)
     spread0, spread1, spread2, spread3 = (spread(j) for j in range(4))
     start0, start1, start2, start3 = (starts(j) for j in range(4))
     zero = simd.constants("i32", [0] * 16)
@@ -113,24 +113,24 @@ def _make_matvec(f: SuperBlock) -> Callable[..., None]:
 
     def minimum_code(b: Any, s: Any, a: Any) -> Any:
         """<4 x i32> whose sum is M, widened to 16 lanes."""
-        t = ir.VectorType(simd.I16, 8)
-        pairs = b.bitcast(simd.shuffle(b, s, s, range(8, 12)), t)
-        zero_4 = simd.splat_constant(ir.VectorType(simd.I32, 4), 0)
-        products = simd.dot_words(b, zero_4, pairs, simd.load_at(b, a, t, SUPER_SUMS))
-        return simd.shuffle(b, products, zero_4, [0, 1, 2, 3] + [4] * 12)
+        t = ir.VectorType(emit.I16, 8)
+        pairs = b.bitcast(emit.shuffle(b, s, s, range(8, 12)), t)
+        zero_4 = emit.splat_constant(ir.VectorType(emit.I32, 4), 0)
+        products = emit.dot_words(b, zero_4, pairs, emit.load_at(b, a, t, SUPER_SUMS))
+        return emit.shuffle(b, products, zero_4, [0, 1, 2, 3] + [4] * 12)
 
-    minimum_sum = simd.make(v16, [v16, simd.address], minimum_code)
-    sum_rows = simd.make(simd.vec("i32", 4), [v16] * 4, lambda b, *rows: simd.tree_sum_rows(b, rows))
+    minimum_sum = emit.make(v16, [v16, emit.address], minimum_code)
+    sum_rows = emit.make(emit.vec("i32", 4), [v16] * 4, lambda b, *rows: emit.tree_sum_rows(b, rows))
 
     def halves_code(b: Any, *at: Any) -> Any:
-        t = ir.VectorType(simd.I16, 4)
+        t = ir.VectorType(emit.I16, 4)
         v = ir.Constant(t, ir.Undefined)
         for i, a in enumerate(at):
-            v = b.insert_element(v, simd.load_at(b, a, simd.I16), ir.Constant(simd.I32, i))
-        return simd.half_to_f32(b, v)
+            v = b.insert_element(v, emit.load_at(b, a, emit.I16), ir.Constant(emit.I32, i))
+        return emit.half_to_f32(b, v)
 
-    four_halves = simd.make(simd.vec("f32", 4), [simd.address] * 4, halves_code)
-    negate_4 = simd.make(simd.vec("f32", 4), [simd.vec("f32", 4)], lambda b, v: b.fneg(v))
+    four_halves = emit.make(emit.vec("f32", 4), [emit.address] * 4, halves_code)
+    negate_4 = emit.make(emit.vec("f32", 4), [emit.vec("f32", 4)], lambda b, v: b.fneg(v))
 
     def matvec(op, shared, thread):
         """out[t][r] for 1 to 3 tokens, four rows at a time. Reads ROW_BYTES a row, once."""
@@ -246,8 +246,8 @@ def _make_matmul(f: SuperBlock) -> Callable[..., None]:
                 for k in range(here):
                     unpack(weights, row_bytes, first, n, block + k, unpacked, panels + k * _PANEL,
                            scale_panels + k * _SCALES, d_panels + k * 2 * _D)  # fmt: skip
-                if block + here < n_blocks:
-                    prefetch_panel(weights, row_bytes, first, n, block + here, min(PANEL_BLOCKS, n_blocks - block - here))
+                following = min(PANEL_BLOCKS, n_blocks - block - here)
+                prefetch_panel(weights, row_bytes, first, n, block + here, following)
                 t = 0
                 while t < tokens:
                     c = load(op + OUT) + t * out_stride + 4 * first
@@ -281,8 +281,8 @@ def shift_halves(low: int, high: int) -> Callable[..., Any]:
     """Right shifts of 16-bit lanes: the first half by `low`, the second by `high`."""
 
     def code(b: Any, v: Any) -> Any:
-        from gemmafile.kernels import simd
+        from gemmafile.kernels import emit
 
-        return b.lshr(v, simd.constant(v.type, [low] * (v.type.count // 2) + [high] * (v.type.count // 2)))
+        return b.lshr(v, emit.constant(v.type, [low] * (v.type.count // 2) + [high] * (v.type.count // 2)))
 
     return code

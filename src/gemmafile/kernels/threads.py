@@ -12,7 +12,16 @@ from collections.abc import Callable
 from typing import Any
 
 from gemmafile.kernels.ops import (
-    ARRIVED, BARRIER, GENERATION, KERNEL, N_OPS, N_THREADS, OP_BYTES, OPS, SPINS, YIELD,
+    ARRIVED,
+    BARRIER,
+    GENERATION,
+    KERNEL,
+    N_OPS,
+    N_THREADS,
+    OP_BYTES,
+    OPS,
+    SPINS,
+    YIELD,
 )  # fmt: skip
 
 

@@ -18,8 +18,8 @@ from typing import Any
 import llvmlite.ir as ir
 from numba.core import types
 
-from gemmafile.kernels import simd
-from gemmafile.kernels.simd import F32, I16, I32, I64, I8, address, load_at, make, splat, store_at, vec, void
+from gemmafile.kernels import emit
+from gemmafile.kernels.emit import F32, I8, I16, I32, I64, address, load_at, make, splat, store_at, vec, void
 
 _FLOATS, _INTS = ir.VectorType(F32, 16), ir.VectorType(I32, 16)
 
@@ -69,7 +69,7 @@ class OuterTile:
             if kind == "f32":
                 return load_at(b, at, _FLOATS, 64 * i)
             half = load_at(b, at, ir.VectorType(I16, 16), 32 * i)
-            return simd.half_to_f32(b, half) if kind == "f16" else simd.bf16_to_f32(b, half)
+            return emit.half_to_f32(b, half) if kind == "f16" else emit.bf16_to_f32(b, half)
 
         def step(b: Any, acc: Any, a: Any, row: Any) -> Any:
             acc = _split(b, acc)
@@ -77,7 +77,7 @@ class OuterTile:
             for r in range(self.ROWS):
                 one = splat(b, load_at(b, a, F32, r * a_stride), 16)
                 for i in range(4):
-                    acc[4 * r + i] = simd.fma_f32(b, one, columns[i], acc[4 * r + i])
+                    acc[4 * r + i] = emit.fma_f32(b, one, columns[i], acc[4 * r + i])
             return _join(b, acc)
 
         def load(b: Any, c: Any, factors: Any) -> Any:
@@ -91,7 +91,7 @@ class OuterTile:
             for i, v in enumerate(_split(b, acc)):
                 store_at(b, v, c, (i // 4) * stride + 64 * (i % 4))
 
-        self.zero = make(tile, [], lambda b: _join(b, [simd.splat_constant(_FLOATS, 0.0)] * n))
+        self.zero = make(tile, [], lambda b: _join(b, [emit.splat_constant(_FLOATS, 0.0)] * n))
         self.step = make(tile, [tile, address, address], step)
         """step(tile, a, b): tile[r][c] = fma(a[r], b[c], tile[r][c])"""
         self.load_scaled = make(tile, [address, address], load)
@@ -111,7 +111,7 @@ class WeightTile:
         self.n_tokens, self.n = n_tokens, n_tokens * self.VECTORS
         self.token_bytes, self.below_128 = token_bytes, below_128
         ints, floats = types.UniTuple(vec("i32", 16), self.n), types.UniTuple(vec("f32", 16), self.n)
-        zero_i, zero_f = simd.splat_constant(_INTS, 0), simd.splat_constant(_FLOATS, 0.0)
+        zero_i, zero_f = emit.splat_constant(_INTS, 0), emit.splat_constant(_FLOATS, 0.0)
         self.ints, self.floats = ints, floats
         self.zero_ints = make(ints, [], lambda b: _join(b, [zero_i] * self.n))
         self.zero_floats = make(floats, [], lambda b: _join(b, [zero_f] * self.n))
@@ -131,7 +131,9 @@ class WeightTile:
         """start(a): accumulators from the int32 at `a` of each token, shifted left."""
 
         def code(b: Any, a: Any) -> Any:
-            each = [b.shl(load_at(b, a, I32, t * self.token_bytes), ir.Constant(I32, shift)) for t in range(self.n_tokens)]
+            each = [
+                b.shl(load_at(b, a, I32, t * self.token_bytes), ir.Constant(I32, shift)) for t in range(self.n_tokens)
+            ]
             return _join(b, [splat(b, each[i % self.n_tokens], 16) for i in range(self.n)])
 
         return make(self.ints, [address], code)
@@ -148,7 +150,7 @@ class WeightTile:
                     four = b.bitcast(splat(b, load_at(b, a, I32, t * self.token_bytes + offset), 16), bytes_)
                     for v in range(self.VECTORS):
                         i = v * self.n_tokens + t
-                        acc[i] = simd.dot_bytes(b, acc[i], weights[v], four, below_128=self.below_128)
+                        acc[i] = emit.dot_bytes(b, acc[i], weights[v], four, below_128=self.below_128)
             return _join(b, acc)
 
         return make(self.ints, [self.ints, address, address], code)
@@ -158,14 +160,14 @@ class WeightTile:
         words = ir.VectorType(I16, 32)
 
         def code(b: Any, panel: Any, a: Any) -> Any:
-            acc = [simd.splat_constant(_INTS, 0)] * self.n
+            acc = [emit.splat_constant(_INTS, 0)] * self.n
             for s in range(n_steps):
                 rows = [load_at(b, panel, words, (s * self.VECTORS + v) * 64) for v in range(self.VECTORS)]
                 for t in range(self.n_tokens):
                     two = b.bitcast(splat(b, load_at(b, a, I32, t * self.token_bytes + 4 * s), 16), words)
                     for v in range(self.VECTORS):
                         i = v * self.n_tokens + t
-                        acc[i] = simd.dot_words(b, acc[i], rows[v], two)
+                        acc[i] = emit.dot_words(b, acc[i], rows[v], two)
             return _join(b, acc)
 
         return make(self.ints, [address, address], code)
@@ -194,7 +196,7 @@ class WeightTile:
                 for v in range(self.VECTORS):
                     i = v * self.n_tokens + t
                     d = b.fmul(rows[v], token)
-                    f[i] = simd.fma_f32(b, b.sitofp(acc[i], _FLOATS), b.fneg(d) if negative else d, f[i])
+                    f[i] = emit.fma_f32(b, b.sitofp(acc[i], _FLOATS), b.fneg(d) if negative else d, f[i])
             return _join(b, f)
 
         return code
@@ -206,7 +208,7 @@ class WeightTile:
             token = splat(b, load_at(b, tokens, F32, t * self.token_bytes), 16)
             for v in range(self.VECTORS):
                 i = v * self.n_tokens + t
-                f[i] = simd.fma_f32(b, by_row[v], token, f[i])
+                f[i] = emit.fma_f32(b, by_row[v], token, f[i])
         return _join(b, f)
 
 
@@ -224,16 +226,19 @@ class DotTile:
         weights = {"f32": _FLOATS, "f16": ir.VectorType(I16, 16), "bf16": ir.VectorType(I16, 32)}[kind]
         inputs = weights if kind == "bf16" else _FLOATS
 
+        def dot(b: Any, w: Any, x: Any, acc: Any) -> Any:
+            return emit.dot_bf16(b, acc, w, x) if kind == "bf16" else emit.fma_f32(b, w, x, acc)
+
         def products(b: Any, acc: Any, w: list[Any], x: list[Any]) -> Any:
             acc = _split(b, acc)
             for t in range(tokens):
                 for i in range(self.ROWS):
                     k = t * self.ROWS + i
-                    acc[k] = simd.dot_bf16(b, acc[k], w[i], x[t]) if kind == "bf16" else simd.fma_f32(b, w[i], x[t], acc[k])
+                    acc[k] = dot(b, w[i], x[t], acc[k])
             return _join(b, acc)
 
         def widen(b: Any, v: Any) -> Any:
-            return simd.half_to_f32(b, v) if kind == "f16" else v
+            return emit.half_to_f32(b, v) if kind == "f16" else v
 
         def step(b: Any, acc: Any, w0: Any, w1: Any, w2: Any, w3: Any, x: Any, x_stride: Any) -> Any:
             ws = [widen(b, load_at(b, w, weights)) for w in (w0, w1, w2, w3)]
@@ -241,19 +246,19 @@ class DotTile:
             return products(b, acc, ws, xs)
 
         def step_part(b: Any, acc: Any, w0: Any, w1: Any, w2: Any, w3: Any, x: Any, x_stride: Any, left: Any) -> Any:
-            ws = [widen(b, simd.load_part(b, w, weights, left)) for w in (w0, w1, w2, w3)]
-            xs = [simd.load_part(b, _at(b, x, _times(b, x_stride, t)), inputs, left) for t in range(tokens)]
+            ws = [widen(b, emit.load_part(b, w, weights, left)) for w in (w0, w1, w2, w3)]
+            xs = [emit.load_part(b, _at(b, x, _times(b, x_stride, t)), inputs, left) for t in range(tokens)]
             return products(b, acc, ws, xs)
 
         def finish(b: Any, acc: Any, c: Any, stride: Any, first: Any) -> None:
             acc = _split(b, acc)
             for t in range(tokens):
-                sums = simd.tree_sum_rows(b, acc[t * self.ROWS : (t + 1) * self.ROWS])
+                sums = emit.tree_sum_rows(b, acc[t * self.ROWS : (t + 1) * self.ROWS])
                 at = _at(b, c, _times(b, stride, t))
                 added = b.fadd(load_at(b, at, sums.type), sums)
                 store_at(b, b.select(b.icmp_signed("!=", first, ir.Constant(I64, 0)), sums, added), at)
 
-        self.zero = make(tile, [], lambda b: _join(b, [simd.splat_constant(_FLOATS, 0.0)] * n))
+        self.zero = make(tile, [], lambda b: _join(b, [emit.splat_constant(_FLOATS, 0.0)] * n))
         self.step = make(tile, [tile, *[address] * 6], step)
         """step(acc, w0, w1, w2, w3, x, x_stride): the next 16 (bf16: 32) columns"""
         self.step_part = make(tile, [tile, *[address] * 6, types.intp], step_part)
@@ -273,8 +278,8 @@ def transposer(offsets: Sequence[int]) -> Any:
             for i in range(16):
                 if not i & bit:
                     x, y = rows[i], rows[i | bit]
-                    crossed[i] = simd.shuffle(b, x, y, [j if not j & bit else 16 + (j ^ bit) for j in range(16)])
-                    crossed[i | bit] = simd.shuffle(b, x, y, [(j | bit) if not j & bit else 16 + j for j in range(16)])
+                    crossed[i] = emit.shuffle(b, x, y, [j if not j & bit else 16 + (j ^ bit) for j in range(16)])
+                    crossed[i | bit] = emit.shuffle(b, x, y, [(j | bit) if not j & bit else 16 + j for j in range(16)])
             rows = crossed
         for row, offset in zip(rows, offsets, strict=True):
             store_at(b, row, target, offset)
