@@ -10,9 +10,9 @@ if [ "$name" = gemma3 ]; then
         printf 'A text to continue [%s]: ' "$text" >&2
         read -r answer && text=${answer:-$text}
     fi
-    exec .venv/bin/gemmafile run "$model" -no-cnv -n 60 -p "$text"
+    exec .venv/bin/gemmafile run "$model" --temp 0 -n 30 -p "$text"
 fi
 if [ -t 0 ]; then
     exec .venv/bin/gemmafile run "$model"
 fi
-exec .venv/bin/gemmafile run "$model" --temp 0 -n 80 -st -p "What is the capital of France?"
+exec .venv/bin/gemmafile run "$model" --temp 0 -n 150 -st -p "Give me three tips for staying healthy."
