@@ -17,7 +17,7 @@ from gemmafile.files.gguf import ModelFile
 from gemmafile.kernels.backend import Trace, make_backend
 from gemmafile.kernels.cache import KVCache, page_bytes
 from gemmafile.model.batch import PAGE, Batch
-from gemmafile.model.config import ModelConfig, read_config
+from gemmafile.model.config import read_config
 from gemmafile.model.record import record
 from gemmafile.model.weights import load_weights
 from gemmafile.settings import ContextSettings
@@ -41,6 +41,11 @@ class Chooser(Protocol[C]):
     def accept(self, token_id: int) -> None: ...
 
 
+MAX_THREADS, MAX_BATCH = 1024, 1 << 16
+LOGITS_BYTES = 64 << 20
+"""Most memory that the logits of one pass take; more rows are computed in more passes."""
+
+
 class Engine:
     """A model ready to run, for one caller at a time.
 
@@ -61,13 +66,13 @@ class Engine:
         n_pages = -(-self.n_context // PAGE)
         self.cache = KVCache(self.config, n_pages, settings.cache_type_k, settings.cache_type_v)
         self.pages = Pages(n_pages, self.cache.clear_page)
-        self.threads = settings.threads or physical_cores()
-        if self.threads < 1:
-            raise BadSettings(f"--threads is {self.threads}, expected 1 or more")
-        self.max_rows = max(1, min(settings.ubatch, settings.batch, self.n_context))
+        self.threads = _within("--threads", settings.threads or physical_cores(), MAX_THREADS)
+        self.threads_batch = _within("--threads-batch", settings.threads_batch or self.threads, MAX_THREADS)
+        batch = _within("--batch-size", settings.batch, MAX_BATCH)
+        self.max_rows = min(_within("--ubatch-size", settings.ubatch, MAX_BATCH), batch, self.n_context)
         self.backend = make_backend(
             settings.backend, record(self.config, self.weights), self.config, self.weights, self.cache,
-            threads=self.threads, max_rows=self.max_rows, say=say,
+            threads=self.threads, threads_batch=self.threads_batch, max_rows=self.max_rows, say=say,
         )  # fmt: skip
 
     def _choose_context(self) -> int:
@@ -85,7 +90,9 @@ class Engine:
         a_page = page_bytes(self.config, self.settings.cache_type_k, self.settings.cache_type_v)
         fitting = max(PAGE, room // a_page * PAGE) if room else maximum
         if fitting < maximum:
-            self.notes.append(f"context shrunk from {maximum} to {fitting} tokens to fit {room >> 20} MiB of free memory")
+            self.notes.append(
+                f"context shrunk from {maximum} to {fitting} tokens to fit {room >> 20} MiB of free memory"
+            )
         return min(maximum, fitting)
 
     def new_sequence(self) -> Sequence:
@@ -103,9 +110,11 @@ class Engine:
         """
         if len(sequence) + len(token_ids) > self.n_context:
             raise ContextOverflow(len(sequence) + len(token_ids), self.n_context)
+        self._check_ids(token_ids)
         kept: list[np.ndarray] = [np.empty((0, self.config.n_vocab), np.float32)]
-        for start in range(0, len(token_ids), self.max_rows):
-            chunk = token_ids[start : start + self.max_rows]
+        rows = self.max_rows if want != "all" else min(self.max_rows, max(1, LOGITS_BYTES // (4 * self.config.n_vocab)))
+        for start in range(0, len(token_ids), rows):
+            chunk = token_ids[start : start + rows]
             last = start + len(chunk) == len(token_ids)
             outputs = range(len(chunk)) if want == "all" else [len(chunk) - 1] if want == "last" and last else []
             before = len(sequence)
@@ -120,6 +129,11 @@ class Engine:
             if on_progress is not None:
                 on_progress(start + len(chunk))
         return kept[-1] if len(kept) <= 2 else np.concatenate(kept)
+
+    def _check_ids(self, token_ids: list[int]) -> None:
+        if token_ids and not 0 <= min(token_ids) <= max(token_ids) < self.config.n_vocab:
+            wrong = next(i for i in token_ids if not 0 <= i < self.config.n_vocab)
+            raise BadSettings(f"token id {wrong} is not in the model's vocabulary of {self.config.n_vocab}")
 
     def _batch(self, sequence: Sequence, first: int, outputs: list[int]) -> Batch:
         n = len(sequence)
@@ -153,6 +167,12 @@ class Engine:
 
     def close(self) -> None:
         self.backend.close()
+
+
+def _within(flag: str, value: int, most: int) -> int:
+    if not 1 <= value <= most:
+        raise BadSettings(f"{flag} is {value}, expected 1 to {most}")
+    return value
 
 
 def physical_cores() -> int:

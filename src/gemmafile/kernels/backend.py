@@ -31,7 +31,7 @@ class Backend(Protocol):
 
 def make_backend(
     name: str, tape: Tape, config: ModelConfig, weights: ModelWeights, cache: KVCache,
-    *, threads: int, max_rows: int, say: Callable[[str], None],
+    *, threads: int, threads_batch: int, max_rows: int, say: Callable[[str], None],
 ) -> Backend:  # fmt: skip
     """The backend called `name` ("cpu" or "reference").
 
@@ -48,6 +48,9 @@ def make_backend(
         if reason is None:
             from gemmafile.kernels.replay import CpuReplay
 
-            return CpuReplay(tape, config, weights, cache, threads=threads, max_rows=max_rows, say=say)
+            return CpuReplay(
+                tape, config, weights, cache,
+                threads=threads, threads_batch=threads_batch, max_rows=max_rows, say=say,
+            )  # fmt: skip
         say(f"{reason}; the slow NumPy reference answers instead")
     return reference.ReferenceReplay(tape, config, weights, cache)

@@ -15,6 +15,7 @@ import mmap
 
 import numpy as np
 
+from gemmafile.errors import BadSettings
 from gemmafile.model.batch import PAGE
 from gemmafile.model.config import ModelConfig
 
@@ -64,8 +65,15 @@ class KVCache:
         self.width = padded(config.head_dim)
         k, d = config.n_kv_heads, self.width
         shape_k, shape_v = (n_pages, k, PAGE // KEY_BLOCK, d, KEY_BLOCK), (n_pages, k, PAGE, d)
-        self.keys = [_anonymous(shape_k, kind_k) for _ in range(config.n_layers)]
-        self.values = [_anonymous(shape_v, kind_v) for _ in range(config.n_layers)]
+        try:
+            self.keys = [_anonymous(shape_k, kind_k) for _ in range(config.n_layers)]
+            self.values = [_anonymous(shape_v, kind_v) for _ in range(config.n_layers)]
+        except (OSError, OverflowError, MemoryError):
+            needed = n_pages * page_bytes(config, kind_k, kind_v) / (1 << 30)
+            raise BadSettings(
+                f"the KV cache of {n_pages * PAGE} tokens needs {needed:.1f} GiB, more than this system gives: "
+                "use a smaller context (-c)"
+            ) from None
 
     @property
     def page_bytes(self) -> int:

@@ -125,8 +125,10 @@ class CpuReplay:
 
     def __init__(
         self, tape: Tape, config: ModelConfig, weights: ModelWeights, cache: KVCache,
-        *, threads: int, max_rows: int, say: Callable[[str], None] | None = None,
+        *, threads: int, threads_batch: int, max_rows: int, say: Callable[[str], None] | None = None,
     ):  # fmt: skip
+        """threads  that compute a single row · threads_batch  that compute several"""
+        self._threads, self._threads_batch = threads, threads_batch
         self.config, self.weights, self.cache, self.max_rows = config, weights, cache, max_rows
         self._arena = Arena(tape, padded_tokens(max_rows))
         self._packed = {
@@ -138,8 +140,8 @@ class CpuReplay:
         self._logits = writes(tape.ops[-1])[0]
         self._kernels = kernel_addresses(_kernel_names(self._records), say)
         self._programs: dict[tuple[bool, bool], Program] = {}
-        self._allocate_pass(threads)
-        self._team = Team(threads, self._kernels["threads.walk"])
+        self._allocate_pass(max(threads, threads_batch))
+        self._team = Team(max(threads, threads_batch), self._kernels["threads.walk"])
 
     # --- a pass -------------------------------------------------------------------------------------------------
 
@@ -156,7 +158,9 @@ class CpuReplay:
 
     def _walk(self, ops: np.ndarray) -> None:
         self._shared[OPS // 8], self._shared[N_OPS // 8] = ops.ctypes.data, len(ops)
-        self._team.run(self._shared_address)
+        n_threads = self._threads if self._shared[N_ROWS // 8] == 1 else self._threads_batch
+        self._shared[N_THREADS // 8] = n_threads
+        self._team.run(self._shared_address, n_threads)
 
     def _walk_traced(self, program: Program, batch: Batch, trace: Trace) -> None:
         trace(self._embed.out.name, self._arena.view(self._embed.out, batch.n_rows))
@@ -210,7 +214,7 @@ class CpuReplay:
         scratch = -(-max(needs) // 4096) * 4096 + 128  # threads' scratch not at the same place in their pages
         self._scratch = aligned_bytes(scratch * threads)
         values = {
-            N_THREADS: threads, YIELD: yield_address(), OUTPUTS: self._outputs.ctypes.data,
+            YIELD: yield_address(), OUTPUTS: self._outputs.ctypes.data,
             TILES: self._tiles.ctypes.data, SCRATCH: self._scratch.ctypes.data, SCRATCH_BYTES: scratch,
             POSITIONS: self._positions.ctypes.data, ROW_TABLES: self._row_tables.ctypes.data,
         }  # fmt: skip

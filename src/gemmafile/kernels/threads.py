@@ -1,7 +1,7 @@
 """The team: N threads walk one list of operations together.
 
-`walk` is the compiled loop; `Team` keeps N - 1 Python threads parked and runs the walk on all of them. A walk
-holds no Python lock. The result does not depend on N: chunks are whole rows or heads.
+`walk` is the compiled loop; `Team` keeps N Python threads parked and runs the walk on all of them. A walk holds no
+Python lock. The result does not depend on N: chunks are whole rows or heads.
 """
 
 from __future__ import annotations
@@ -70,44 +70,65 @@ def yield_address() -> int:
 
 
 class Team:
-    """N threads, of which the caller is number 0."""
+    """N threads that walk together; the caller waits.
+
+    The caller is not one of them: an interrupt (Ctrl-C) can then strike it anywhere without leaving the others in
+    the middle of a walk. It is raised when the walk is over.
+    """
 
     def __init__(self, n_threads: int, walk: int):
         self.n_threads = n_threads
         self._walk: Any = _KernelType(walk)
         self._shared = 0
-        self._go = [threading.Semaphore(0) for _ in range(n_threads - 1)]
-        self._done = threading.Semaphore(0)
+        self._number = 0
+        self._finished = [0] * n_threads
+        self._go = [threading.Event() for _ in range(n_threads)]
+        self._wake = threading.Event()
         self._closed = False
         self._threads = [
-            threading.Thread(target=self._serve, args=(i + 1,), daemon=True, name=f"gemmafile-{i + 1}")
-            for i in range(n_threads - 1)
+            threading.Thread(target=self._serve, args=(i,), daemon=True, name=f"gemmafile-{i}")
+            for i in range(n_threads)
         ]
         for thread in self._threads:
             thread.start()
 
-    def run(self, shared: int) -> None:
-        """Walk the operations of `shared` on all threads; returns when all are through."""
+    def run(self, shared: int, n_threads: int | None = None) -> None:
+        """Walk the operations of `shared` on all threads, or the first `n_threads` (what `shared` says too); returns
+        when they are through."""
+        walking = range(n_threads or self.n_threads)
         self._shared = shared
-        for gate in self._go:
-            gate.release()
-        self._walk(0, shared, 0)
-        for _ in self._threads:
-            self._done.acquire()
-
-    def _serve(self, number: int) -> None:
+        number = self._number + 1
+        interrupt: KeyboardInterrupt | None = None
         while True:
-            self._go[number - 1].acquire()
-            if self._closed:
-                return
-            self._walk(0, self._shared, number)
-            self._done.release()
+            try:
+                # Every step may be done twice: an interrupt can come between any two of them.
+                self._number = number
+                for i in walking:
+                    if self._finished[i] != number:
+                        self._go[i].set()
+                while any(self._finished[i] != number for i in walking):
+                    self._wake.wait()
+                    self._wake.clear()
+                break
+            except KeyboardInterrupt as e:
+                interrupt = e
+        if interrupt is not None:
+            raise interrupt
+
+    def _serve(self, thread: int) -> None:
+        while not self._closed:
+            self._go[thread].wait()
+            self._go[thread].clear()
+            number = self._number
+            if self._finished[thread] != number:
+                self._walk(0, self._shared, thread)
+                self._finished[thread] = number
+                self._wake.set()
 
     def close(self) -> None:
         """Ends the threads; run() must not be under way."""
-        if not self._closed:
-            self._closed = True
-            for gate in self._go:
-                gate.release()
-            for thread in self._threads:
-                thread.join()
+        self._closed = True
+        for gate in self._go:
+            gate.set()
+        for thread in self._threads:
+            thread.join()
