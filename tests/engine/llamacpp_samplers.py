@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 from ctypes import POINTER, byref, c_bool, c_float, c_int32, c_int64, c_size_t, c_uint32, c_void_p
+from functools import lru_cache
 
 import numpy as np
 
@@ -51,7 +52,8 @@ DRY_FROM_TOKENS = "_Z30llama_sampler_init_dry_testingffiiRKSt6vectorIS_IiSaIiEES
 """llama_sampler_init_dry_testing(float, float, int, int, const vector<vector<int>> &): breakers given as tokens."""
 
 
-def _load() -> ctypes.CDLL:
+@lru_cache
+def load_library() -> ctypes.CDLL:
     package = importlib.util.find_spec("xllamacpp.xllamacpp")
     assert package is not None
     assert package.origin is not None
@@ -71,7 +73,7 @@ class Chain:
     """Samplers of llama.cpp, one after another."""
 
     def __init__(self) -> None:
-        self._library = _load()
+        self._library = load_library()
         self._samplers: list[int] = []
 
     def add(self, name: str, *arguments: object) -> Chain:

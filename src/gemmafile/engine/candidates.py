@@ -14,6 +14,7 @@ import math
 import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -197,7 +198,7 @@ class Mass:
 
     def count_reaching(self, target: float, *, beyond: bool = False) -> int:
         """How many weights it takes for their sum to be `target` or more (`beyond`: more); all, if it never is."""
-        side = "right" if beyond else "left"
+        side: Literal["left", "right"] = "right" if beyond else "left"
         block = min(int(np.searchsorted(self._ends, target, side)), len(self._ends) - 1)
         begin = block * self.BLOCK
         sums = np.cumsum(self._weights[begin : begin + self.BLOCK], dtype=np.float64) + self._before(block)

@@ -30,12 +30,13 @@ def apply_penalties(candidates: Candidates, said: Tokens, repeat: float, frequen
         return
     token_ids, counts = np.unique(said, return_counts=True)
 
-    def lowered(logits: Doubles, present: NDArray[np.bool_]) -> Doubles:
+    def lower(logits: Doubles, present: NDArray[np.bool_]) -> Doubles:
         with np.errstate(over="ignore"):
-            repeated = np.where(logits <= 0.0, logits * repeat, logits / repeat)
-            return repeated - (counts[present] * frequency + presence)
+            repeated: Doubles = np.where(logits <= 0.0, logits * repeat, logits / repeat)
+            lowered: Doubles = repeated - (counts[present] * frequency + presence)
+        return lowered
 
-    candidates.edit(token_ids.astype(np.int64), lowered)
+    candidates.edit(token_ids.astype(np.int64), lower)
 
 
 class Dry:
