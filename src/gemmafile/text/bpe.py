@@ -12,7 +12,7 @@ from gemmafile.errors import BadFile, UnsupportedModel, nearest
 from gemmafile.text.merge import NEVER, merge_symbols
 from gemmafile.text.pretokenize import KNOWN_NAMES, LLAMA3_NAMES, find_splitter
 from gemmafile.text.tokenizer import Tokenizer
-from gemmafile.text.vocabulary import CONTROL, UNKNOWN, USER_DEFINED, Vocabulary
+from gemmafile.text.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
 
 
 def _write_byte_alphabet() -> str:
@@ -23,7 +23,6 @@ def _write_byte_alphabet() -> str:
 
 
 BYTE_ALPHABET: Final = _write_byte_alphabet()
-_TO_ALPHABET: Final = dict(enumerate(BYTE_ALPHABET))
 _FROM_ALPHABET: Final = {ord(character): value for value, character in enumerate(BYTE_ALPHABET)}
 
 
@@ -42,23 +41,23 @@ class BpeTokenizer(Tokenizer):
         if not all(" " in merge for merge in vocabulary.merges):
             raise BadFile(vocabulary.path, 'a merge is not "left right"', field="tokenizer.ggml.merges")
         self._merge_ranks = dict(zip(vocabulary.merges, range(len(vocabulary.merges)), strict=True))
-        self._pieces = dict(zip(vocabulary.tokens, range(self.n_tokens), strict=True))
-        for i in vocabulary.ids_of_type(CONTROL, UNKNOWN):  # no text becomes one by merging
-            self._pieces.pop(vocabulary.tokens[i], None)
+        self._pieces = vocabulary.index_of_type(NORMAL, USER_DEFINED, UNUSED, BYTE)  # merging makes no control token
+        # Bytes without a token are left out before merging, as HF tokenizers do; SmolLM2 has none for U+0004, say.
+        self._alphabet = {value: char if char in self._pieces else None for value, char in enumerate(BYTE_ALPHABET)}
         self._written_out = frozenset(vocabulary.ids_of_type(CONTROL, UNKNOWN, USER_DEFINED))
 
     def _split_words(self, text: str, after_special: bool) -> list[str]:
         return self._split(text)
 
     def _encode_word(self, word: str) -> list[int]:
-        written, pieces, ids = word.encode().decode("latin-1").translate(_TO_ALPHABET), self._pieces, []
+        written, pieces, ids = word.encode().decode("latin-1").translate(self._alphabet), self._pieces, []
         if self._takes_whole_words and (token_id := pieces.get(written)) is not None:
             return [token_id]
         for symbol in merge_symbols(list(written), self._rank):
             if (token_id := pieces.get(symbol)) is not None:
                 ids.append(token_id)
-            else:  # bytes without a token are lost, as everywhere: SmolLM2 has none for U+0004 and a few others
-                ids += [pieces[character] for character in symbol if character in pieces]
+            else:  # a merge made what is no token
+                ids += [pieces[character] for character in symbol]
         return ids
 
     def _rank(self, left: str, right: str) -> int:

@@ -49,6 +49,8 @@ def _read_message(message: Any, where: str) -> Message:
         raise BadSettings(f"{where}: unknown role {role!r}{nearest(str(role), ROLES)}; known: {', '.join(ROLES)}")
     checked = {**message, "role": ROLES[role], "content": _read_content(message.get("content"), where)}
     if message.get("tool_calls"):
+        if not isinstance(message["tool_calls"], Sequence):
+            raise BadSettings(f"{where}: tool_calls must be a list")
         checked["tool_calls"] = [_read_tool_call(call, where) for call in message["tool_calls"]]
     return checked
 

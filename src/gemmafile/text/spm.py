@@ -31,8 +31,7 @@ class SpmTokenizer(Tokenizer):
         super().__init__(vocabulary)
         self.add_bos = vocabulary.add_bos is not False
         self._adds_space_prefix = vocabulary.add_space_prefix is not False
-        tokens, types = vocabulary.tokens, vocabulary.types.tolist()
-        self._pieces = {token: i for i, token in enumerate(tokens) if types[i] == NORMAL}
+        self._pieces = vocabulary.index_of_type(NORMAL)
         self._ranks: list[int] = np.unique(-vocabulary.scores, return_inverse=True)[1].tolist()
         self._space_runs = _find_space_runs(vocabulary)
         self._word_pattern = _compile_words(self._pieces, self._space_runs)
@@ -53,9 +52,7 @@ class SpmTokenizer(Tokenizer):
 
     def _matched_special_ids(self) -> dict[str, int]:
         """Runs of spaces are cut out later, with the words; spelled ▁▁ they are found here, as in HF tokenizers."""
-        runs = {SPACE * n: i for n, i in self._space_runs.items()}
-        others = {text: i for text, i in self._special_ids.items() if text.strip(f" {SPACE}")}
-        return others | runs
+        return {text: i for text, i in self._special_ids.items() if text.strip(f" {SPACE}")} | self._space_runs
 
     def _split_words(self, text: str, after_special: bool) -> list[str]:
         if self._adds_space_prefix and after_special:
@@ -63,8 +60,8 @@ class SpmTokenizer(Tokenizer):
         return self._word_pattern.findall(text.replace(" ", SPACE))
 
     def _encode_word(self, word: str) -> list[int]:
-        if word.startswith(SPACE * 2) and len(word) in self._space_runs:
-            return [self._space_runs[len(word)]]
+        if (run_id := self._space_runs.get(word)) is not None:
+            return [run_id]
         pieces, ids = self._pieces, []
         for symbol in merge_symbols(list(word), self._rank):
             if (token_id := pieces.get(symbol)) is not None:
@@ -86,14 +83,13 @@ class SpmTokenizer(Tokenizer):
         return text.replace(SPACE, " ").encode()
 
 
-def _find_space_runs(vocabulary: Vocabulary) -> dict[int, int]:
-    """Length -> id of the user-defined tokens that are two or more spaces (or ▁, as some files spell them)."""
-    ids = vocabulary.ids_of_type(USER_DEFINED)
-    runs = {len(text): i for i in ids if not (text := vocabulary.tokens[i]).strip(f" {SPACE}")}
-    return {n: i for n, i in runs.items() if n > 1}
+def _find_space_runs(vocabulary: Vocabulary) -> dict[str, int]:
+    """The user-defined tokens that are two or more spaces, spelled ▁▁ (whatever the file has) -> id."""
+    texts = {i: vocabulary.tokens[i].replace(" ", SPACE) for i in vocabulary.ids_of_type(USER_DEFINED)}
+    return {text: i for i, text in texts.items() if len(text) > 1 and not text.strip(SPACE)}
 
 
-def _compile_words(pieces: dict[str, int], space_runs: dict[int, int]) -> re.Pattern[str]:
+def _compile_words(pieces: dict[str, int], space_runs: dict[str, int]) -> re.Pattern[str]:
     """A pattern that cuts text into stretches no piece can reach across.
 
     A word is a space and what follows it up to the next space. A piece with a space inside, such as `>▁</`, may
@@ -101,19 +97,16 @@ def _compile_words(pieces: dict[str, int], space_runs: dict[int, int]) -> re.Pat
     """
     crossing = [piece for piece in pieces if piece.find(SPACE, 1) > 0]
     inner = {(m[0][0], piece[m.end() :][:1]) for piece in crossing for m in _INNER_SPACE.finditer(piece)}
+    most = min(map(len, space_runs)) - 1 if space_runs else ""  # spaces that stay together without being a run
     glue = ""
     if inner:
-        before = "".join(sorted(re.escape(left) for left in {left for left, _ in inner}))
-        after = "".join(sorted(re.escape(right) for right in {right for _, right in inner}))
-        if all(right not in ("", SPACE) for _, right in inner):
-            joint = f"{SPACE}(?=[{after}])"
-        else:
-            joint = f"{SPACE}(?!{SPACE})" if space_runs else f"{SPACE}+"
+        before = "".join(sorted({re.escape(left) for left, _ in inner}))
+        after = "".join(sorted({re.escape(right) for _, right in inner}))
+        plain = all(right not in ("", SPACE) for _, right in inner)
+        joint = f"{SPACE}(?=[{after}])" if plain else f"{SPACE}{{1,{most}}}(?!{SPACE})"
         glue = f"(?:(?<=[{before}]){joint}[^{SPACE}]*)*"
-    if not space_runs:
-        return re.compile(f"{SPACE}*[^{SPACE}]+{glue}|{SPACE}+")
-    runs = "|".join(f"{SPACE}{{{n}}}" for n in sorted(space_runs, reverse=True))
-    return re.compile(f"{runs}|{SPACE}?[^{SPACE}]+{glue}|{SPACE}")
+    runs = sorted(space_runs, key=len, reverse=True)
+    return re.compile("|".join([*runs, f"{SPACE}{{0,{most}}}[^{SPACE}]+{glue}", f"{SPACE}{{1,{most}}}"]))
 
 
 _INNER_SPACE: Final = re.compile(f"[^{SPACE}]{SPACE}")

@@ -65,6 +65,8 @@ class Vocabulary:
     pre: str
     """Pre-tokenizer of byte-level BPE, e.g. "smollm"."""
     tokens: list[str]
+    index: dict[str, int]
+    """Token -> id; of two that are spelled alike, the later."""
     types: NDArray[np.int32]
     scores: NDArray[np.float32]
     """float32[V]; zeros where the file has none."""
@@ -87,6 +89,14 @@ class Vocabulary:
         """Ids of all tokens of these types, ascending."""
         return np.flatnonzero(np.isin(self.types, types)).tolist()
 
+    def index_of_type(self, *types: int) -> dict[str, int]:
+        """`index` without the tokens of all other types."""
+        index = dict(self.index)
+        for i in self.ids_of_type(*({UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE, NORMAL} - {*types})):
+            if index.get(self.tokens[i]) == i:
+                del index[self.tokens[i]]
+        return index
+
 
 def read_vocabulary(metadata: Mapping[str, Any], path: object) -> Vocabulary:
     """The checked vocabulary. Raises BadFile naming the field that is missing, mistyped or out of range."""
@@ -108,6 +118,7 @@ def read_vocabulary(metadata: Mapping[str, Any], path: object) -> Vocabulary:
         model=reader.text(_MODEL_KEY) or "",
         pre=reader.text("tokenizer.ggml.pre") or "default",
         tokens=tokens,
+        index=dict(zip(tokens, range(n), strict=True)),
         types=types,
         scores=scores,
         merges=reader.strings("tokenizer.ggml.merges"),
@@ -128,7 +139,7 @@ def read_vocabulary(metadata: Mapping[str, Any], path: object) -> Vocabulary:
 def _settle_special_tokens(vocabulary: Vocabulary) -> None:
     """Turn markers become control tokens; end-of-turn and end-of-generation ids are found by their texts."""
     known = set(END_OF_GENERATION) | set(TURN_MARKERS)
-    ids = {token: i for i, token in enumerate(vocabulary.tokens) if token in known}
+    ids = {token: vocabulary.index[token] for token in known & vocabulary.index.keys()}
     types = vocabulary.types
     for text in TURN_MARKERS:
         if text in ids:
