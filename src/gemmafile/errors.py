@@ -10,11 +10,22 @@ import difflib
 from collections.abc import Iterable
 
 
+MAX_TEXT = 800
+"""Characters of a message that are shown."""
+
+
 class GemmafileError(Exception):
-    """The root. One line of text, ready to be shown; never a traceback."""
+    """The root. One line of text, ready to be shown; never a traceback.
+
+    Names out of a hostile file end up in messages: control characters are escaped, and a text is cut at MAX_TEXT.
+    """
 
     exit_code = 1
     http_status = 500
+
+    def __init__(self, message: str):
+        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+        super().__init__(line if len(line) <= MAX_TEXT else f"{line[:MAX_TEXT]} ...")
 
 
 class BadFile(GemmafileError):

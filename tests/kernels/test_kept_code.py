@@ -128,3 +128,37 @@ engine.forward(engine.new_sequence(), [5, 6])
 print(engine.backend.name, len(lines), "Numba" in lines[0] and "reference" in lines[0])
 """
     assert run(code, tmp_path / "cache").split() == ["reference", "1", "True"]
+
+
+def test_a_cpu_without_fma_is_answered_by_the_reference(tmp_path: Path) -> None:
+    from tests.tiny import write_small
+
+    model = write_small(tmp_path / "m.gguf")
+    code = f"""
+from gemmafile.engine.engine import Engine
+from gemmafile.files.open import open_model
+from gemmafile.settings import ContextSettings
+lines = []
+engine = Engine(open_model({str(model)!r}), ContextSettings(context=64), say=lines.append)
+print(engine.backend.name, len(lines), "AVX2" in lines[0])
+"""
+    features = {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": "+sse,+sse2"}
+    assert run(code, tmp_path / "cache", **features).split() == ["reference", "1", "True"]
+
+
+def test_products_for_an_older_cpu_are_the_same_bits(tmp_path: Path) -> None:
+    """AVX2 code, which a newer CPU runs too."""
+    code = """
+import numpy as np
+from gemmafile.kernels.formats_on import FORMAT_MODULES, format_module
+from tests.kernels.test_products import product
+from tests.kernels.random_blocks import random_rows
+rng = np.random.default_rng(1)
+for name in FORMAT_MODULES:
+    rows, x = random_rows(name, rng, 37, 512), rng.standard_normal((7, 512)).astype(np.float32)
+    for kind in ("matvec", "matmul"):
+        assert np.array_equal(product(name, kind, x, rows), format_module(name).multiply(x, rows)), (name, kind)
+print("same")
+"""
+    features = "+sse,+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+avx,+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt,+movbe"
+    assert run(code, tmp_path, NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES=features).split() == ["same"]

@@ -43,14 +43,18 @@ def make_backend(
     formats_on.check_formats(weights)
     if name == "cpu":
         from gemmafile.kernels.compile import why_not
+        from gemmafile.kernels.objects import BadObject
 
         reason = why_not()
         if reason is None:
             from gemmafile.kernels.replay import CpuReplay
 
-            return CpuReplay(
-                tape, config, weights, cache,
-                threads=threads, threads_batch=threads_batch, max_rows=max_rows, say=say,
-            )  # fmt: skip
+            try:
+                return CpuReplay(
+                    tape, config, weights, cache,
+                    threads=threads, threads_batch=threads_batch, max_rows=max_rows, say=say,
+                )  # fmt: skip
+            except BadObject as e:
+                reason = str(e)
         say(f"{reason}; the slow NumPy reference answers instead")
     return reference.ReferenceReplay(tape, config, weights, cache)

@@ -35,6 +35,8 @@ def why_not() -> str | None:
     """Why compiled kernels cannot run here, or None when they can."""
     if platform.machine().lower() not in ("x86_64", "amd64") or not sys.platform.startswith("linux"):
         return f"there are no compiled kernels for {platform.system()} on {platform.machine()} yet"
+    if not {"avx2", "fma"} <= _cpu_features():
+        return "this CPU has no AVX2 with FMA, which the fast kernels need"
     try:
         found = importlib.util.find_spec("numba") is not None
     except (ImportError, ValueError):
@@ -141,6 +143,14 @@ def _key() -> str:
     for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "NUMBA_OPT"):
         digest.update(f"{name}={os.environ.get(name)}".encode())
     return digest.hexdigest()[:16]
+
+
+def _cpu_features() -> set[str]:
+    """Features of the CPU that kernels are compiled for."""
+    given = os.environ.get("NUMBA_CPU_FEATURES")
+    if given is not None:
+        return {feature[1:] for feature in given.split(",") if feature.startswith("+")}
+    return set(_cpu().split())
 
 
 def _cpu() -> str:

@@ -147,7 +147,8 @@ class CpuReplay:
 
     def run(self, batch: Batch, trace: Trace | None = None) -> np.ndarray:
         assert 0 < batch.n_rows <= self.max_rows
-        self._fill_pass(batch)
+        with np.errstate(all="ignore"):  # weights may be infinite or NaN: the sampler says so, once
+            self._fill_pass(batch)
         program = self._program(batch.n_rows > FEW_TOKENS, len(batch.outputs) > FEW_TOKENS)
         program.ops[:, NEXT // 8] = 0
         if trace is None:
