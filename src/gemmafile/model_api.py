@@ -5,9 +5,12 @@ The command line uses the same class. What happens while an answer is made is in
 
 from __future__ import annotations
 
+import json
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +21,7 @@ import numpy as np
 from gemmafile.completion import Answer, Piece
 from gemmafile.engine.engine import Engine
 from gemmafile.engine.sampler import Choice, Sampler
-from gemmafile.errors import BadSettings
+from gemmafile.errors import BadFile, BadSettings
 from gemmafile.files.gguf import Metadata, ModelFile
 from gemmafile.files.open import open_model
 from gemmafile.model.config import ModelConfig, read_config
@@ -27,10 +30,11 @@ from gemmafile.settings import ContextSettings, SamplingSettings, from_fields
 from gemmafile.text.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
-    from gemmafile.engine.grammar import Grammar
+    from gemmafile.engine.grammar import Grammar, GrammarVocabulary
     from gemmafile.text.chat import ChatTemplate
 
 Message = Mapping[str, Any]
+TOKENS = "tokenizer.ggml.tokens"
 
 
 @dataclass(frozen=True)
@@ -100,16 +104,20 @@ class Model:
         settings: ContextSettings | None = None,
         say: Callable[[str], None] | None = None,
     ):
-        """Raises BadFile or UnsupportedModel for the file, BadSettings for the settings. `say` gets notices."""
+        """Raises BadFile or UnsupportedModel for the file, BadSettings for the settings.
+
+        `say`  gets notices: kernels are being compiled, the reference has to answer. Default: to stderr
+        """
         settings = settings or ContextSettings()
         self.file: ModelFile = open_model(Path(path))
         apply_overrides(self.file, settings.override_kv)
-        read_config(self.file, settings)  # an architecture we do not run is said before anything else is looked at
-        self.tokenizer: Tokenizer = load_tokenizer(self.file.metadata, self.file.path)
-        self.engine = Engine(self.file, settings, say=say or (lambda line: None))
+        # Read here as well as by the engine: an architecture we do not run is said before anything else is looked at.
+        self.config: ModelConfig = read_config(self.file, settings)
+        if TOKENS in self.metadata:
+            self.tokenizer  # noqa: B018  what is wrong with it is said now; a file without one still has logits
+        self.engine = Engine(self.file, settings, say=say or _to_stderr)
         self.sequence = self.engine.new_sequence()
         self._lock = _Turn()
-        self._token_bytes: list[bytes] | None = None
 
     @classmethod
     def open(
@@ -127,13 +135,18 @@ class Model:
         values = {"backend": backend, "threads": threads, "context": context, **settings}
         return cls(path, from_fields(ContextSettings, values))
 
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Raises BadFile for a file that has none."""
+        tokenizer = load_tokenizer(self.metadata, self.file.path)
+        if tokenizer.n_tokens != self.config.n_vocab:
+            what = f"holds {tokenizer.n_tokens} tokens, and the embedding has {self.config.n_vocab} rows"
+            raise BadFile(self.file.path, what, field=TOKENS)
+        return tokenizer
+
     @property
     def metadata(self) -> Metadata:
         return self.file.metadata
-
-    @property
-    def config(self) -> ModelConfig:
-        return self.engine.config
 
     @property
     def n_context(self) -> int:
@@ -210,8 +223,8 @@ class Model:
             token_ids = self.encode_prompt(prompt, parse_special)
         else:
             token_ids = self._checked(prompt)
-        settings = from_fields(SamplingSettings, sampling)
-        return self._answer(token_ids, settings, stream, max_tokens, [stop] if isinstance(stop, str) else list(stop))
+        settings = _sampling_settings(sampling)
+        return self._answer(token_ids, settings, stream, max_tokens, stop)
 
     @overload
     def chat(self, messages: Sequence[Message], *, stream: Literal[False] = False, **options: Any) -> Completion: ...
@@ -234,9 +247,9 @@ class Model:
         it is not computed again. Arguments and errors as `generate`.
         """
         template = self.chat_template(chat_template, system_policy)
-        settings = from_fields(SamplingSettings, sampling)
+        settings = _sampling_settings(sampling)
         token_ids = template.encode(list(messages))
-        return self._answer(token_ids, settings, stream, max_tokens, [stop] if isinstance(stop, str) else list(stop))
+        return self._answer(token_ids, settings, stream, max_tokens, stop)
 
     def encode_prompt(self, text: str, parse_special: bool = True) -> list[int]:
         """Token ids of a prompt: BOS in front where the model wants it, and not twice."""
@@ -256,7 +269,7 @@ class Model:
             self.config.n_vocab,
             eog_ids=self.tokenizer.eog_ids,
             n_context=self.n_context,
-            token_bytes=self._bytes_of_tokens() if settings.dry_multiplier > 0 else None,
+            token_bytes=self._token_bytes if settings.dry_multiplier > 0 else None,
             grammar=self._grammar(settings),
         )
         sampler.accept_prompt(prompt_ids)
@@ -266,18 +279,43 @@ class Model:
         """The grammar of an answer at its beginning. Raises BadSettings."""
         if settings.grammar is None and settings.json_schema is None:
             return None
-        raise NotImplementedError
+        if settings.grammar is not None and settings.json_schema is not None:
+            raise BadSettings("a grammar and a JSON schema were both given: which one?")
+        from gemmafile.engine.grammar import Grammar
 
-    def _bytes_of_tokens(self) -> list[bytes]:
-        if self._token_bytes is None:
-            self._token_bytes = self.tokenizer.token_bytes()
-        return self._token_bytes
+        if settings.grammar is not None:
+            return Grammar.from_gbnf(settings.grammar, self._grammar_vocabulary)
+        return Grammar.from_json_schema(settings.json_schema or "", self._grammar_vocabulary)
+
+    @cached_property
+    def _grammar_vocabulary(self) -> GrammarVocabulary:
+        from gemmafile.engine.grammar import GrammarVocabulary
+
+        tokenizer = self.tokenizer
+        control_ids = [i for i in range(tokenizer.n_tokens) if tokenizer.is_control(i)]
+        return GrammarVocabulary(self._token_bytes, tokenizer.eog_ids, control_ids)
+
+    @cached_property
+    def _token_bytes(self) -> list[bytes]:
+        return self.tokenizer.token_bytes()
 
     def _answer(
-        self, token_ids: list[int], settings: SamplingSettings, stream: bool, max_tokens: int, stop: list[str]
+        self,
+        token_ids: list[int],
+        settings: SamplingSettings,
+        stream: bool,
+        max_tokens: int,
+        stop: str | Sequence[str],
     ) -> Completion | CompletionStream:
+        stops = [stop] if isinstance(stop, str) else stop
+        if not isinstance(stops, Sequence) or not all(isinstance(text, str) for text in stops):
+            raise BadSettings(f"stop is {stop!r}, expected texts")
+        if not isinstance(max_tokens, int):
+            raise BadSettings(f"max_tokens is {max_tokens!r}, expected a whole number")
         sampler = self.make_sampler(settings, token_ids)
-        answer = Answer(self.engine, self.sequence, self.tokenizer, token_ids, sampler, n_predict=max_tokens, stop=stop)
+        answer = Answer(
+            self.engine, self.sequence, self.tokenizer, token_ids, sampler, n_predict=max_tokens, stop=stops
+        )
         pieces = CompletionStream(self._pieces(answer), answer, settings.n_probs)
         if stream:
             return pieces
@@ -307,6 +345,18 @@ class Model:
 
     def __repr__(self) -> str:
         return f"<Model {self.file.path}: {self.config.architecture}, context {self.n_context}>"
+
+
+def _sampling_settings(values: dict[str, Any]) -> SamplingSettings:
+    """SamplingSettings from keyword arguments; a JSON schema may be given as what its text stands for."""
+    schema = values.get("json_schema")
+    if isinstance(schema, (dict, bool)):
+        values = {**values, "json_schema": json.dumps(schema)}
+    return from_fields(SamplingSettings, values)
+
+
+def _to_stderr(line: str) -> None:
+    print(f"gemmafile: {line}", file=sys.stderr)
 
 
 class _Turn:

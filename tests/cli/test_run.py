@@ -187,7 +187,8 @@ def test_no_escape(command: Runner, tiny_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["-ngl", "999"], True), (["-ngl", "all"], True), (["--gpu", "auto"], True), (["-ngl", "9", "--gpu", "auto"], True),
+        (["-ngl", "999"], True), (["-ngl", "all"], True), (["--gpu", "auto"], True),
+        (["-ngl", "9", "--gpu", "auto"], True),
         (["-ngl", "0"], False), (["-ngl", "auto"], False), (["--gpu", "disable"], False), ([], False),
         (["-ngl", "999", "--gpu", "disable"], False), (["-ngl", "999", "--log-disable"], False),
     ],
@@ -204,7 +205,8 @@ def test_verbose_says_what_is_in_force(command: Runner, tiny_path: Path) -> None
     done = command("run", tiny_path, *REFERENCE, "-p", "the", "-n", 3, "-v", "--seed", 5)
     plain = command("run", tiny_path, *REFERENCE, "-p", "the", "-n", 3, "--seed", 5)
     assert done.out == plain.out
-    for text in ("tiny.gguf", "gemma2: 2 layers", "F32 x", "256 of 512 tokens (as asked)", "reference", "penalties -> dry",
+    for text in ("tiny.gguf", "gemma2: 2 layers", "F32 x", "256 of 512 tokens (as asked)", "reference",
+                 "penalties -> dry",
                  "seed        5", "prompt: 4 tokens", "answer: 3 tokens", "query scale derived"):  # fmt: skip
         assert text in done.err
     assert plain.err == ""

@@ -79,7 +79,7 @@ class Chat:
 
     def _take(self, message: str, is_terminal: bool) -> None:
         """A command, or a message to be answered. Errors are said, and the chat goes on."""
-        command = re.fullmatch(r"/([a-zA-Z?]+)(?:\s+(.*))?", message.strip(), re.DOTALL)
+        command = re.fullmatch(r"/([a-zA-Z?]+)(?:\s+(.*))?", message.rstrip(), re.DOTALL)
         try:
             if command:
                 self._obey(command[1].lower(), (command[2] or "").strip())
