@@ -173,12 +173,11 @@ def test_a_flag_takes_the_next_word_whatever_it_looks_like(prompt: str) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        "--cli", "--mlock", "--no-mmap", "--no-warmup", "--unsecure", "--numa distribute", "--poll 50", "--prio 2",
-        "--cpu-mask ff", "-C ff", "--cpu-range 0-3", "--defrag-thold 0.1",
-        "--dump-kv-cache", "--logdir x",
-        "--log-file x", "--log-new", "--log-append", "--print-token-count 5", "--fast", "--precise", "--trap", "--nobrowser", "-np 4",
-        "--recompile", "--nocompile", "--tinyblas", "-sm layer", "-ts 1,2", "-mg 0", "-nkvo", "-cb", "--jinja",
-        "--tfs 1.0",
+        "--cli", "--mlock", "--no-mmap", "--no-warmup", "--unsecure", "--numa distribute", "--poll 50",
+        "--prio 2", "--cpu-mask ff", "-C ff", "--cpu-range 0-3", "--defrag-thold 0.1", "--dump-kv-cache",
+        "--logdir x", "--log-file x", "--log-new", "--log-append", "--print-token-count 5", "--fast",
+        "--precise", "--trap", "--nobrowser", "-np 4", "--recompile", "--nocompile", "--tinyblas", "-sm layer",
+        "-ts 1,2", "-mg 0", "-nkvo", "-cb", "--jinja", "--tfs 1.0",
     ],
 )  # fmt: skip
 def test_a_flag_that_changes_no_answer_is_accepted(words: str) -> None:

@@ -48,10 +48,12 @@ def write_answer(
     settings: RunSettings,
     streams: Streams,
     *,
+    echo: str = "",
     ctrl_c_stops_it: bool = False,
 ) -> tuple[str, Answer]:
     """Answer a prompt on stdout; returns the text and how it came about.
 
+    `echo`  text to show before it; not before the prompt is read, whose progress would be drawn over it
     `ctrl_c_stops_it`  ctrl-c ends the answer ("cancelled") instead of the program
     Raises ContextOverflow when the prompt does not fit.
     """
@@ -73,6 +75,7 @@ def write_answer(
         pieces = iter(answer)
         with progress:
             first = next(pieces)
+        streams.write(echo)
         for piece in chain([first], pieces):
             streams.write(piece.text)
             texts.append(piece.text)

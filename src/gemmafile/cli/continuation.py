@@ -27,19 +27,23 @@ def run_continuation(model: Model, plan: Plan, streams: Streams) -> int:
         check_prompt(token_ids, model.n_context)
     if settings.verbose_prompt:
         show_prompt(model, token_ids, streams)
-    if settings.display_prompt:
-        streams.write(model.tokenizer.decode(token_ids, settings.special))
+    echo = model.tokenizer.decode(token_ids, settings.special) if settings.display_prompt else ""
     if settings.interactive or waits:
-        _take_turns(model, plan, streams, token_ids, is_users_turn=waits)
+        _take_turns(model, plan, streams, token_ids, echo, is_users_turn=waits)
     else:
-        write_answer(model, token_ids, plan.sampling, settings, streams)
+        write_answer(model, token_ids, plan.sampling, settings, streams, echo=echo)
     streams.end_line()
     return 0
 
 
-def _take_turns(model: Model, plan: Plan, streams: Streams, token_ids: list[int], *, is_users_turn: bool) -> None:
+def _take_turns(
+    model: Model, plan: Plan, streams: Streams, token_ids: list[int], echo: str, *, is_users_turn: bool
+) -> None:
     """The model and the user go on from each other's text until the input ends."""
     settings = plan.run
+    if is_users_turn:
+        streams.write(echo)
+        echo = ""
     with LineReader(settings, streams) as reader:
         while True:
             if is_users_turn:
@@ -49,7 +53,10 @@ def _take_turns(model: Model, plan: Plan, streams: Streams, token_ids: list[int]
                 # What is typed is plain text; prefix and suffix come from the command line and may hold control tokens.
                 parts = [(settings.in_prefix, True), (message, False), (settings.in_suffix, True)]
                 token_ids = token_ids + model.tokenizer.encode_parts(parts)
-            _, answer = write_answer(model, token_ids, plan.sampling, settings, streams, ctrl_c_stops_it=True)
+            _, answer = write_answer(
+                model, token_ids, plan.sampling, settings, streams, echo=echo, ctrl_c_stops_it=True
+            )
+            echo = ""
             streams.write(answer.stop_text or "")  # a reverse prompt such as "User:" is the cue to type
             token_ids = token_ids + answer.token_ids
             is_users_turn = True

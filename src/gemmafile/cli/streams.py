@@ -40,13 +40,12 @@ class Streams:
     def say(self, line: str) -> None:
         """A notice for the user."""
         if not self.quiet:
-            if self.out.isatty():
-                self.end_line()
-            print(f"gemmafile: {line}", file=self.err, flush=True)
+            self.show(f"gemmafile: {line}")
 
     def show(self, text: str) -> None:
         """Something that was asked for and is no part of an answer: help, statistics."""
-        self.end_line()
+        if self.out.isatty():
+            self.end_line()
         print(text, file=self.err, flush=True)
 
     def detail(self, line: str) -> None:
