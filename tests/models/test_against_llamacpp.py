@@ -57,11 +57,13 @@ def test_the_wheel_of_llamacpp_agrees_on_the_next_token(name: str, tmp_path: Pat
 
 
 @pytest.mark.oracle
+@pytest.mark.timeout(1800)
 def test_smollm2_is_no_farther_from_its_weights_than_in_llamacpp(smollm2_path: Path, native: llamacpp.LlamaCpp) -> None:
     compare_on_text(smollm2_path, native, n_tokens=4096, chunk=512)
 
 
 @pytest.mark.oracle
+@pytest.mark.timeout(1800)
 def test_gemma3_is_no_farther_from_its_weights_than_in_llamacpp(gemma3_path: Path, native: llamacpp.LlamaCpp) -> None:
     """Chunks are longer than its window of 512."""
     compare_on_text(gemma3_path, native, n_tokens=1600, chunk=800)
