@@ -50,11 +50,13 @@ def write_answer(
     *,
     echo: str = "",
     ctrl_c_stops_it: bool = False,
+    in_chat: bool = False,
 ) -> tuple[str, Answer]:
     """Answer a prompt on stdout; returns the text and how it came about.
 
     `echo`  text to show before it; not before the prompt is read, whose progress would be drawn over it
     `ctrl_c_stops_it`  ctrl-c ends the answer ("cancelled") instead of the program
+    `in_chat`  timings only with --verbose: /stats tells them
     Raises ContextOverflow when the prompt does not fit.
     """
     sampler = model.make_sampler(sampling, token_ids)
@@ -79,14 +81,14 @@ def write_answer(
         for piece in chain([first], pieces):
             streams.write(piece.text)
             texts.append(piece.text)
-    _report_end(answer, streams, settings.n_predict)
+    _report_end(answer, streams, settings.n_predict, in_chat)
     return "".join(texts), answer
 
 
-def _report_end(answer: Answer, streams: Streams, n_predict: int) -> None:
+def _report_end(answer: Answer, streams: Streams, n_predict: int, in_chat: bool) -> None:
     """Says on stderr that the context is full, if nobody asked for that, and how fast it went."""
     if answer.ending == "context full" and n_predict != -2:
         n_context = answer.engine.n_context
         streams.say(f"the context of {n_context} tokens is full: the text stops here; -c gives a larger one")
-    if streams.shows_progress:
+    if streams.shows_progress and (streams.verbose or not in_chat):
         streams.show(describe_speed(answer))

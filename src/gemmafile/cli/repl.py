@@ -114,8 +114,9 @@ class Chat:
             show_prompt(self.model, token_ids, self.streams)
         try:
             text, self._last = write_answer(
-                self.model, token_ids, self._sampling(), settings, self.streams, ctrl_c_stops_it=True
-            )
+                self.model, token_ids, self._sampling(), settings, self.streams,
+                ctrl_c_stops_it=True, in_chat=not settings.single_turn,
+            )  # fmt: skip
         except ContextOverflow as error:
             raise GemmafileError(
                 f"the chat has {error.n_prompt} tokens with this message and the context holds {error.n_context}: "
