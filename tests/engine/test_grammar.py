@@ -88,6 +88,7 @@ NOTATION: dict[str, tuple[str, list[str], list[str]]] = {
     "comments": ('# a grammar\nroot ::= "a" # one\n\n\n# two\n', ["a"], ["#"]),
     "carriage returns": ('root ::= x\r\nx ::= "a"\r\n', ["a"], [""]),
     "recursion": ('root ::= "(" root ")" | "x"', ["x", "((x))"], ["(x", "()", "(x))"]),
+    "recursion that need not be": ('root ::= "a" ("b" root)?', ["a", "aba", "ababa"], ["ab", ""]),
     "left recursion": ('root ::= root "+" [0-9] | [0-9]', ["1", "1+2+3"], ["+1", "1+"]),
     # Where a reader of longest words would go astray:
     "a word that could have gone on": ('root ::= word "x"\nword ::= [a-z]+', ["abx", "xx", "abxx"], ["ab", "x"]),
@@ -404,6 +405,7 @@ def test_a_model_without_an_end_token() -> None:
     grammar.accept(ord("a"))
     assert grammar.is_finished
     assert not grammar.allowed().any()
+    assert not grammar.allows(256)  # a logit beyond the vocabulary, say
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -465,6 +467,50 @@ def test_probabilities_are_shared_among_what_is_allowed(vocabulary: GrammarVocab
     assert chosen.count(ord("b")) / 4000 == pytest.approx(1 / (1 + np.exp(-1)), abs=0.02)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"temperature": 0.0},
+        {"top_k": 3, "repeat_penalty": 1.5},
+        {"top_k": 90, "logit_bias": {ord("a"): float("-inf")}},
+    ],
+    ids=str,
+)
+def test_asking_for_the_likeliest_alone_chooses_as_the_mask_does(
+    settings: dict[str, Any], vocabulary: GrammarVocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where many tokens are allowed, where few are, and where equals compete for the last place."""
+    for text in ('root ::= [^"]*', 'root ::= [a-z]* "1"', 'root ::= "ab" .*', "root ::= [日本あ]+"):
+        chosen: list[list[int]] = []
+        for most_asked in (128, 0):
+            monkeypatch.setattr("gemmafile.engine.sampler.MOST_ASKED", most_asked)
+            rng = np.random.default_rng(3)
+            grammar = Grammar.from_gbnf(text, vocabulary)
+            sampler = Sampler(SamplingSettings(seed=4, **settings), len(TOKENS) + 2, grammar=grammar)
+            chosen.append([])
+            for _ in range(60):
+                logits = np.round(rng.standard_normal(len(TOKENS) + 2) * 3).astype(np.float32)
+                logits[-2:] = 50
+                chosen[-1].append(sampler.sample(logits).token_id)
+                if chosen[-1][-1] in (EOS, TURN):
+                    break
+                sampler.accept(chosen[-1][-1])
+        assert chosen[0] == chosen[1], text
+
+
+def test_allows_agrees_with_the_mask(vocabulary: GrammarVocabulary) -> None:
+    choose = random.Random(9)
+    for text in ('root ::= "a" [^"]* "x"?', ARITHMETIC):
+        grammar = Grammar.from_gbnf(text, vocabulary)
+        for _ in range(12):
+            allowed = grammar.allowed()
+            assert [grammar.allows(i) for i in range(len(TOKENS))] == allowed.tolist()
+            assert not grammar.allows(len(TOKENS))
+            assert not grammar.allows(-1)
+            grammar.accept(int(choose.choice(np.flatnonzero(allowed[: CONTROL["<bos>"]]))))
+
+
 def test_a_grammar_and_biases_that_leave_nothing(vocabulary: GrammarVocabulary) -> None:
     settings = SamplingSettings(logit_bias={ord("a"): float("-inf")})
     sampler = Sampler(settings, len(TOKENS), grammar=Grammar.from_gbnf('root ::= "a"', vocabulary))
@@ -513,18 +559,7 @@ def is_text(token: bytes) -> bool:
 @pytest.mark.oracle
 def test_llamacpp_refuses_what_is_malformed() -> None:
     """Those that say so in gbnf.py are refused by us alone."""
-    ours_alone = (
-        "[z-a]",
-        "[]",
-        "Uffff]",
-        "U0010ffff",
-        "uD800",
-        "second",
-        "root ::= [a]\nroot",
-        "[a] root",
-        "{3,2}",
-        "(((",
-    )
+    ours_alone = ("[z-a]", "[]", "U0010ffff", "uD800", "[5]", "[b]", "[a] root", "{3,2}", "(((")
     for text, _ in BAD_GBNF:
         if not any(part in text for part in ours_alone):
             with pytest.raises(ValueError, match="refuses"):

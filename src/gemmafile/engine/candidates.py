@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import threading
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -99,11 +99,24 @@ class Candidates:
     def keep_largest(self, k: int) -> None:
         """Keeps the `k` likeliest; quickly, without sorting the others, if `k` is small."""
         if self._values is None and k <= len(self._logits) // GROUP:
-            places = largest(self._logits, k)
-            self._logits = self._logits[places]
-            self._ids = places if self._ids is None else self._ids[places]
+            self._narrow(largest(self._logits, k))
         else:
             self.keep(k)
+
+    def likeliest(self, n: int) -> list[int]:
+        """Ids of the `n` likeliest, or of all if they are fewer."""
+        self._settle()
+        places = largest(self._logits, n)
+        values = self._logits[places]
+        places = places[np.argsort(-values, kind="stable")][: np.count_nonzero(values > -np.inf)]
+        ids: list[int] = (places if self._ids is None else self._ids[places]).tolist()
+        return ids
+
+    def keep_ids(self, token_ids: Sequence[int]) -> None:
+        """Keeps those of `token_ids` that are candidates."""
+        self._settle()
+        kept = np.array(sorted(token_ids), np.int64)
+        self._narrow(kept if self._ids is None else np.flatnonzero(np.isin(self._ids, kept)))
 
     def keep_allowed(self, allowed: NDArray[np.bool_]) -> None:
         """Keeps the ids for which `allowed` bool[n_vocab] is true."""
@@ -161,6 +174,11 @@ class Candidates:
                 self._logits /= np.float32(self._temperature)
         self._order = self._values = self._weights = None
         self._start, self._temperature = 0, 1.0
+
+    def _narrow(self, places: Ids) -> None:
+        """Keeps these places of `_logits`, ascending."""
+        self._logits = self._logits[places]
+        self._ids = places if self._ids is None else self._ids[places]
 
     def _rule_out(self, kept: NDArray[np.bool_]) -> None:
         """-inf for the places where `kept` is false. By arithmetic: masked writes are five times as slow."""

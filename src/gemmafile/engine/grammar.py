@@ -59,7 +59,8 @@ class GrammarVocabulary:
         """llguidance's. Raises BackendUnavailable where the package is missing."""
         llguidance = _import_llguidance()
         wrapper = llguidance.TokenizerWrapper(_Tokens(self))
-        return llguidance.LLTokenizer(wrapper, eos_token=self.eog_ids)
+        # No slices: they would save 2 ms at the first masks and cost 0.4 s here.
+        return llguidance.LLTokenizer(wrapper, eos_token=self.eog_ids, slices=[])
 
 
 class _Tokens:
@@ -131,14 +132,22 @@ class Grammar:
             raise GemmafileError(f"the grammar cannot be followed further: {_plain_words(self._matcher.get_error())}")
         return np.unpackbits(bits, count=self._vocabulary.n_vocab, bitorder="little").view(np.bool_)
 
+    def allows(self, token_id: int) -> bool:
+        """Is this one token allowed? Far quicker than all of them."""
+        if not 0 <= token_id < self._vocabulary.n_vocab:
+            return False
+        if token_id in self._vocabulary.eog_ids:
+            return self.may_end
+        return bool(self._matcher.validate_tokens([token_id]) == 1)
+
     def accept(self, token_id: int) -> None:
         """Goes on with a token. Raises GemmafileError if it is not allowed, and stays where it was."""
-        if token_id in self._vocabulary.eog_ids and self.may_end:
-            self._ended = True
-        elif 0 <= token_id < self._vocabulary.n_vocab and self._matcher.validate_tokens([token_id]) == 1:
-            self._matcher.consume_token(token_id)
-        else:
+        if not self.allows(token_id):
             raise GemmafileError(f"the grammar does not allow token {token_id} here")
+        if token_id in self._vocabulary.eog_ids:
+            self._ended = True
+        else:
+            self._matcher.consume_token(token_id)
 
     def copy(self) -> Grammar:
         """A grammar at the same place, independent of this one."""
