@@ -194,6 +194,23 @@ def test_a_reader_that_goes_away_ends_the_run_quietly(tiny_path: Path) -> None:
     process.stderr.close()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_is_one_line(tiny_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        process = start("run", tiny_path, "--backend", "reference", "-p", "the", "-n", 2, "-c", 64, stdout=full)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (1, "gemmafile: reading or writing: No space left on device\n")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+def test_closed_streams_are_empty_ones(tiny_path: Path, closed: str) -> None:
+    words = f"{sys.executable} -m gemmafile run {tiny_path} --backend reference -c 64 -n 2 -p the {closed}"
+    environ = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(["sh", "-c", words], check=False, capture_output=True, text=True, env=environ)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("the") or closed == ">&-"
+
+
 def test_ctrl_c_ends_a_completion(tiny_path: Path) -> None:
     process = start("run", tiny_path, *LONG)
     assert process.stdout is not None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import json
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from gemmafile import Model
 from tests.cli.conftest import Runner
 from tests.cli.terminal import CTRL_C, CTRL_D, CTRL_J, ENTER, Terminal
+from tests.cli.test_main import start
 
 REFERENCE = ("--backend", "reference", "-c", "256", "--temp", "0")
 GEMMA = ("--chat-template", "gemma")  # which knows no system role
@@ -144,6 +147,33 @@ def test_regen_gives_another_answer_where_chance_allows(command: Runner, tiny_pa
     first, second = command(*words, stdin="a\n/regen\n").out.splitlines()[:2]
     assert first != second
     assert command(*words, stdin="a\n/regen\n").out.splitlines()[:2] == [first, second]
+
+
+def test_an_answer_that_cannot_be_given_again_stays(
+    command: Runner, tiny_path: Path, says_the: list[str], tmp_path: Path
+) -> None:
+    lines = ["a", "/system " + "be " * 200, "/regen", "/system"]
+    assert saved(command, tiny_path, says_the, tmp_path, lines)[1:] == [("user", "a"), ("assistant", " the the")]
+
+
+def test_control_tokens_that_are_shown_are_no_part_of_the_chat(
+    command: Runner, tiny_path: Path, says_the: list[str], tmp_path: Path
+) -> None:
+    flags = [*says_the, "--special", "--logit-bias", "5+2000"]
+    assert command("run", tiny_path, *flags, stdin="a\n").out == "<end_of_turn>\n"
+    assert saved(command, tiny_path, flags, tmp_path, ["a"]) == [("user", "a"), ("assistant", "")]
+
+
+def test_ctrl_c_ends_a_chat_over_a_pipe(tiny_path: Path, says_the: list[str]) -> None:
+    process = start("run", tiny_path, *says_the, "-n", -1, "-c", 8192, "--ignore-eos", stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("go on\n")
+    process.stdin.flush()
+    process.stdout.read(8)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
 
 
 @pytest.mark.parametrize(

@@ -48,21 +48,18 @@ class Conversation:
         """Forget everything but the system prompt."""
         self.messages = [message for message in self.messages[:1] if message["role"] == SYSTEM]
 
-    def take_back_answer(self) -> bool:
-        """Drop the last answer, if the last message is one."""
+    def take_back_answer(self) -> str | None:
+        """Drop the last answer, if the last message is one; returns it."""
         return self._take_back(ASSISTANT)
 
     def take_back_message(self) -> str | None:
         """Drop the last message of the user, with the answer to it if there is one; returns it."""
         self._take_back(ASSISTANT)
-        text = self.messages[-1]["content"] if self.messages else None
-        return text if self._take_back(USER) else None
+        return self._take_back(USER)
 
-    def _take_back(self, role: str) -> bool:
-        if self.messages and self.messages[-1]["role"] == role:
-            del self.messages[-1]
-            return True
-        return False
+    def _take_back(self, role: str) -> str | None:
+        is_last = bool(self.messages) and self.messages[-1]["role"] == role
+        return self.messages.pop()["content"] if is_last else None
 
     def save(self, path: Path) -> None:
         """As JSON where the name ends in .json, else as text a person reads. Raises GemmafileError."""

@@ -24,10 +24,13 @@ COMMANDS = {
 EXIT_BUG, EXIT_INTERRUPTED, EXIT_PIPE = 70, 130, 141
 """Our own mistake; ctrl-c (128 + SIGINT); nobody reads stdout any more (128 + SIGPIPE)."""
 
+NO_MEMORY = "out of memory: give a smaller context (-c), or a smaller model"
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command line; returns the exit code."""
     words = sys.argv[1:] if arguments is None else arguments
+    open_closed_streams()
     try:
         code = run_command(words)
         sys.stdout.flush()
@@ -38,9 +41,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The interpreter flushes stdout once more when it ends: give it somewhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        discard_stdout()
         return EXIT_PIPE
+    except OSError as error:
+        discard_stdout()
+        return fail_of_system(error)
     except Exception as error:
         return fail_unexpectedly(error, words)
 
@@ -99,12 +104,32 @@ def fail(message: str, code: int) -> int:
     return code
 
 
+def fail_of_system(error: OSError) -> int:
+    """The system would not do something: no space on the disk, no memory, no such device."""
+    if error.errno == errno.ENOMEM:
+        return fail(NO_MEMORY, 1)
+    where = error.filename if error.filename is not None else "reading or writing"
+    return fail(f"{where}: {error.strerror or error}", 1)
+
+
 def fail_unexpectedly(error: Exception, words: list[str]) -> int:
     """An error that no message was written for. Out of memory is the user's; the rest is a bug of ours."""
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
-        return fail("out of memory: give a smaller context (-c), or a smaller model", 1)
+    if isinstance(error, MemoryError):
+        return fail(NO_MEMORY, 1)
     if {"-v", "--verbose"} & set(words) or os.environ.get("GEMMAFILE_DEBUG"):
         import traceback
 
         traceback.print_exc()
     return fail(f"this is a bug in gemmafile: {type(error).__name__}: {error} (--verbose shows where)", EXIT_BUG)
+
+
+def open_closed_streams() -> None:
+    """A standard stream that was closed before we were started is None in Python; it becomes an empty one."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  open to the end
+
+
+def discard_stdout() -> None:
+    """The interpreter flushes stdout once more when it ends: give it somewhere to go."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

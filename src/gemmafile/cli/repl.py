@@ -29,8 +29,8 @@ def run_chat(model: Model, plan: Plan, streams: Streams) -> int:
     """Chats until the input ends; returns the exit code."""
     settings = plan.run
     template = model.chat_template(plan.template, settings.system_policy)
-    chat = Chat(model, plan, streams, Conversation(template, plan.system))
     with LineReader(settings, streams) as reader:
+        chat = Chat(model, plan, streams, Conversation(template, plan.system), reader.is_terminal)
         if reader.is_terminal and not settings.single_turn:
             name = model.metadata.get("general.name", Path(plan.model_path).name)
             streams.say(f"{__version__} · {name} · context {model.n_context} · /help, ctrl-d to leave")
@@ -39,7 +39,7 @@ def run_chat(model: Model, plan: Plan, streams: Streams) -> int:
                 streams.write(f"{PROMPT}{plan.prompt}\n")
             chat.send(plan.prompt)
             if settings.single_turn:
-                return chat.exit_code
+                return 0
         chat.listen(reader)
     return chat.exit_code
 
@@ -47,12 +47,13 @@ def run_chat(model: Model, plan: Plan, streams: Streams) -> int:
 class Chat:
     """Takes messages and commands until told to stop.
 
-    `exit_code`  1 when stdin is no terminal and a message could not be answered: nobody was there to see why
+    `is_attended`  somebody sits at a terminal: ctrl-c stops an answer, not the program
+    `exit_code`    not 0 when something went wrong and nobody was there to see it
     """
 
-    def __init__(self, model: Model, plan: Plan, streams: Streams, conversation: Conversation):
+    def __init__(self, model: Model, plan: Plan, streams: Streams, conversation: Conversation, is_attended: bool):
         self.model, self.plan, self.streams, self.conversation = model, plan, streams, conversation
-        self.exit_code = 0
+        self.is_attended, self.exit_code = is_attended, 0
         self._attached: list[str] = []
         self._last: Answer | None = None
         self._n_regenerated = 0
@@ -63,7 +64,7 @@ class Chat:
         interrupted = False
         while not self._is_over:
             try:
-                message = reader.read_message(PROMPT if reader.is_terminal else "")
+                message = reader.read_message(PROMPT if self.is_attended else "")
             except KeyboardInterrupt:
                 self.streams.write("\n")
                 if interrupted or not reader.discarded_text():
@@ -72,12 +73,12 @@ class Chat:
                 continue
             interrupted = False
             if message is None:
-                if reader.is_terminal:
+                if self.is_attended:
                     self.streams.write("\n")
                 return
-            self._take(message, reader.is_terminal)
+            self._take(message)
 
-    def _take(self, message: str, is_terminal: bool) -> None:
+    def _take(self, message: str) -> None:
         """A command, or a message to be answered. Errors are said, and the chat goes on."""
         command = re.fullmatch(r"/([a-zA-Z?]+)(?:\s+(.*))?", message.rstrip(), re.DOTALL)
         try:
@@ -88,7 +89,7 @@ class Chat:
                 self._is_over = self.plan.run.single_turn
         except GemmafileError as error:
             self.streams.show(f"gemmafile: {error}")
-            self.exit_code = 0 if is_terminal else error.exit_code
+            self.exit_code = 0 if self.is_attended else error.exit_code
 
     # --- messages ------------------------------------------------------------------------------------------------
 
@@ -115,7 +116,7 @@ class Chat:
         try:
             text, self._last = write_answer(
                 self.model, token_ids, self._sampling(), settings, self.streams,
-                ctrl_c_stops_it=True, in_chat=not settings.single_turn,
+                ctrl_c_stops_it=self.is_attended and not settings.single_turn, in_chat=not settings.single_turn,
             )  # fmt: skip
         except ContextOverflow as error:
             raise GemmafileError(
@@ -125,8 +126,13 @@ class Chat:
         self.streams.end_line()
         if not text and self._last.ending == "cancelled":
             return False
-        self.conversation.add(ASSISTANT, text)
+        self.conversation.add(ASSISTANT, self._without_control(self._last) if settings.special else text)
         return True
+
+    def _without_control(self, answer: Answer) -> str:
+        """The text of an answer that was shown with its control tokens: those belong to the template."""
+        text = self.model.tokenizer.decode(answer.token_ids, at_start=False)
+        return text.partition(answer.stop_text)[0] if answer.stop_text else text
 
     def _sampling(self) -> SamplingSettings:
         """The settings; with a fixed seed, /regen moves it, or the answer would be the same again."""
@@ -156,10 +162,16 @@ class Chat:
             raise GemmafileError("/undo: there is no message to take back")
 
     def regen(self, argument: str) -> None:
-        if not self.conversation.take_back_answer():
+        before = self.conversation.take_back_answer()
+        if before is None:
             raise GemmafileError("/regen: there is no answer to give again")
         self._n_regenerated += 1
-        self._answer()
+        is_answered = False
+        try:
+            is_answered = self._answer()
+        finally:
+            if not is_answered:
+                self.conversation.add(ASSISTANT, before)
 
     def stats(self, argument: str) -> None:
         self.streams.show(describe_speed(self._last) if self._last else "no answer yet")
