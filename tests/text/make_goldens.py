@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -32,8 +31,7 @@ def read_golden(name: str) -> Golden:
     return [tuple(json.loads(line)) for line in lines]
 
 
-def make_golden(metadata: Mapping[str, Any]) -> Golden:
-    judge = hf_from_metadata(metadata)
+def make_golden(judge: Any) -> Golden:
     texts = [text[:MAX_CHARS] for text in make_texts(N_TEXTS, seed=11)]
     return [(text, judge.encode(text, add_special_tokens=False).ids) for text in texts]
 
@@ -49,7 +47,7 @@ def main() -> int:
     args = parser.parse_args()
     all_same = True
     for name in MODELS:
-        golden = make_golden(open_model(get_model(name)).metadata)
+        golden = make_golden(hf_from_metadata(open_model(get_model(name)).metadata))
         if args.diff:
             same = golden == read_golden(name)
             print(f"{name}: {'as committed' if same else 'differs'}")

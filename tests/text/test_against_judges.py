@@ -41,7 +41,7 @@ def test_ids_are_hfs_for_the_models_own_vocabulary(name: str, request: pytest.Fi
         lambda text: tokenizer.encode(text, add_special=False, parse_special=True),
         lambda text: judge.encode(text, add_special_tokens=False).ids,
     )
-    assert make_golden(metadata) == read_golden(name), "python -m tests.text.make_goldens writes them anew"
+    assert make_golden(judge) == read_golden(name), "python -m tests.text.make_goldens writes them anew"
 
 
 def test_ids_are_hfs_for_gemma2s_tokenizer_json(gemma2_tokenizer_path: Path) -> None:

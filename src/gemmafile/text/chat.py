@@ -24,8 +24,8 @@ from gemmafile.text.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from jinja2 import Template
 
-Parts: TypeAlias = list[tuple[str, bool]]
-"""(text, trusted), as `Tokenizer.encode_parts` takes them."""
+Pieces: TypeAlias = list[str | int]
+"""A prompt as texts, which are only text, and control tokens between them."""
 
 _Chat: TypeAlias = dict[str, Any]
 
@@ -71,7 +71,9 @@ class ChatTemplate:
     ) -> list[int]:
         """Token ids of the prompt, BOS where the model wants it. Text of messages never becomes a control token."""
         chat = self._chat(messages, add_generation_prompt, variables)
-        ids = self.tokenizer.encode_parts(self._find_parts(chat))
+        ids: list[int] = []
+        for piece in self._find_pieces(chat):
+            ids += [piece] if isinstance(piece, int) else self.tokenizer.encode(piece, add_special=False)
         bos_id = self.tokenizer.bos_id
         if self.tokenizer.add_bos and bos_id is not None and ids[:1] != [bos_id]:
             return [bos_id, *ids]
@@ -129,40 +131,58 @@ class ChatTemplate:
 
     # --- what is structure, what is text -------------------------------------------------------------------------
 
-    def _find_parts(self, chat: _Chat) -> Parts:
-        parts = self._mark(chat)
-        if self._has_unmarked_control(parts) and self._builds_control(chat):
-            return self._find_parts_by_texts(chat) or parts
-        return parts
+    def _find_pieces(self, chat: _Chat) -> Pieces:
+        pieces = self._mark(chat)
+        if self._has_unmarked_control(pieces) and self._builds_control(chat):
+            return self._find_pieces_by_texts(chat) or pieces
+        return pieces
 
-    def _mark(self, chat: _Chat) -> Parts:
-        """Parts of which those are trusted that the template's source spells as control tokens."""
+    def _mark(self, chat: _Chat) -> Pieces:
+        """The prompt, cut at the control tokens that the template's source spells."""
         marked = self._run(self._marked_template, chat, self._mark_control)
         pieces = _CONTROL_MARK.split(marked)  # text, id, text, id, ..., text
-        spell = self.tokenizer.token_text
-        return [(spell(int(piece)), True) if i % 2 else (piece, False) for i, piece in enumerate(pieces)]
+        return [int(piece) if i % 2 else piece for i, piece in enumerate(pieces)]
 
-    def _has_unmarked_control(self, parts: Parts) -> bool:
-        return any(self.tokenizer.has_control(text) for text, trusted in parts if not trusted)
+    def _has_unmarked_control(self, pieces: Pieces) -> bool:
+        return any(self.tokenizer.has_control(piece) for piece in pieces if isinstance(piece, str))
 
     def _builds_control(self, chat: _Chat) -> bool:
-        """Does the template spell control tokens from pieces, for a chat like this one with harmless texts?"""
+        """Does the template spell control tokens from parts, for a chat like this one with harmless texts?"""
         try:
-            return self._has_unmarked_control(self._mark(_map_texts(chat, lambda text: "probe")))
+            return self._has_unmarked_control(self._mark(self._map_texts(chat, lambda text: "probe")))
         except BadSettings:
             return False
 
-    def _find_parts_by_texts(self, chat: _Chat) -> Parts | None:
-        """Parts told apart by marks around the texts of the chat; None where the template disturbs the marks."""
-        outside, *chunks = self._run(self._template, _map_texts(chat, _surround_text)).split(_BEGIN)
-        parts = [(outside, True)]
+    def _find_pieces_by_texts(self, chat: _Chat) -> Pieces | None:
+        """The prompt, cut at the control tokens outside the texts of the chat: these are marked, and the marks must
+        come out in pairs, around the text that comes out without them. None where they do not.
+        """
+        outside, *chunks = self._run(self._template, self._map_texts(chat, _surround_text)).split(_BEGIN)
+        plain, pieces = outside, self.tokenizer.split_control(outside)
         for chunk in chunks:
             inside, end, outside = chunk.partition(_END)
             if not end:
                 return None
-            parts += [(inside, False), (outside, True)]
-        same = "".join(text for text, _ in parts) == self._run(self._template, chat)
-        return parts if same else None
+            plain += inside + outside
+            pieces += [inside, *self.tokenizer.split_control(outside)]
+        return _join_texts(pieces) if plain == self._run(self._template, chat) else None
+
+    def _map_texts(self, value: Any, change: Callable[[str], str], key: object = "") -> Any:
+        """The value with all texts in it changed, but for names that templates look at and nothing can be built of."""
+        if isinstance(value, str):
+            return value if key in ("role", "type") and self._is_harmless_name(value) else change(value)
+        if isinstance(value, Mapping):
+            changed = {k: self._map_texts(item, change, k) for k, item in value.items()}
+            return {k if self._is_harmless_name(k) else change(k): item for k, item in changed.items()}
+        return [self._map_texts(item, change) for item in value] if isinstance(value, (list, tuple)) else value
+
+    def _is_harmless_name(self, name: str) -> bool:
+        return name.isidentifier() and name not in self._control_names
+
+    @cached_property
+    def _control_names(self) -> frozenset[str]:
+        """The control tokens without their brackets: end_of_turn, im_start, ..."""
+        return frozenset(re.sub(r"^\W+|\W+$", "", text) for text in self.tokenizer.control_texts())
 
     @cached_property
     def _marked_template(self) -> Template:
@@ -201,19 +221,22 @@ def _choose_built_in(architecture: str, tokenizer: Tokenizer) -> str:
     return next((name for marker, name in markers.items() if tokenizer.find_token(marker) is not None), "chatml")
 
 
+def _join_texts(pieces: Pieces) -> Pieces:
+    """The pieces with neighbouring texts made one."""
+    joined: Pieces = []
+    for piece in pieces:
+        last = joined[-1] if joined else None
+        if isinstance(piece, str) and isinstance(last, str):
+            joined[-1] = last + piece
+        else:
+            joined.append(piece)
+    return joined
+
+
 def _surround_text(text: str) -> str:
     """Marks inside the white space at the ends, so that a template may trim the text."""
     core = text.strip()
     return text.replace(core, f"{_BEGIN}{core}{_END}", 1) if core else text
-
-
-def _map_texts(value: Any, change: Callable[[str], str], key: object = "") -> Any:
-    """The value with each text in it changed, but for keys, and for roles and types that templates look at."""
-    if isinstance(value, str):
-        return value if key in ("role", "type") and value.isidentifier() else change(value)
-    if isinstance(value, Mapping):
-        return {k: _map_texts(item, change, k) for k, item in value.items()}
-    return [_map_texts(item, change) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _texts_in(value: Any) -> Iterator[str]:

@@ -153,6 +153,10 @@ class Tokenizer(ABC):
         """The id of the control or user-defined token that is spelled `text`, or None."""
         return self._special_ids.get(text)
 
+    def control_texts(self) -> list[str]:
+        """How the control tokens are spelled."""
+        return [self.vocabulary.tokens[i] for i in sorted(self._control)]
+
     def split_control(self, text: str) -> list[str | int]:
         """The text cut at the control tokens it spells: their ids, and what lies between."""
         return list(self._spelled_matcher.split(text, [(len(text), True)]))
