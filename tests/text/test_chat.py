@@ -153,6 +153,8 @@ def test_what_a_template_refuses_is_said_in_its_words() -> None:
     tokenizer = load_tokenizer(toy_spm() | {"tokenizer.chat_template": source})
     with pytest.raises(BadSettings, match="^the model's chat template, line 2: Only haiku$"):
         ChatTemplate(None, "gemma", tokenizer).encode(user("a"))
+    with pytest.raises(BadSettings, match="line 1: no <end_of_turn>$"):
+        ChatTemplate("{{ raise_exception('no <end_of_turn>') }}", "gemma", tokenizer).encode(user("a"))
 
 
 # --- encoding

@@ -60,7 +60,7 @@ RUNS_AWAY = [
     "{% set ns = namespace(x='a') %}{% for i in range(99) %}{% set ns.x = '{}{}'.format(ns.x, ns.x) %}{% endfor %}",
     "{% set ns = namespace(x='a') %}{% for i in range(99) %}{% set ns.x = [ns.x, ns.x] | join %}{% endfor %}",
     "{% set ns = namespace(x='a') %}{% for i in range(99) %}{% set ns.x = ns.x.replace('a', 'aa') %}{% endfor %}",
-    "{% set n = namespace(x='a') %}{% for i in range(9) %}{% set n.x | replace('a', n.x * 99) %}a{% endset %}{% endfor %}",
+    "{% set n = namespace(x='a') %}{% for i in 'xxx' %}{% set n.x | replace('a', n.x*9999) %}a{% endset %}{% endfor %}",
     "{% set ns = namespace(x='a') %}{% for i in range(99) %}{% set ns.x %}{{ ns.x }}{{ ns.x }}{% endset %}{% endfor %}",
     "{% set ns = namespace(x=[1]) %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
     "{% set ns = namespace(x=[1]) %}{% for i in range(99) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}",

@@ -100,7 +100,8 @@ class ChatTemplate:
         try:
             return render(template, given, sum(map(len, _texts_in(chat))))
         except TemplateFailure as error:
-            raise BadSettings(f"{self._name}{_at_line(error.line)}: {error.what}") from None
+            what = _CONTROL_MARK.sub(lambda mark: self.tokenizer.token_text(int(mark[1])), error.what)
+            raise BadSettings(f"{self._name}{_at_line(error.line)}: {what}") from None
 
     def _accepts(self, roles: tuple[str, ...]) -> bool:
         """Does the template take messages in these roles, and write all their texts? ("calling": a tool call)"""
