@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-
 MAX_TEXT = 800
 """Characters of a message that are shown."""
 

@@ -118,6 +118,7 @@ class Model:
         self.engine = Engine(self.file, settings, say=say or _to_stderr)
         self.sequence = self.engine.new_sequence()
         self._lock = _Turn()
+        self._templates: dict[tuple[str | None, str], ChatTemplate] = {}
 
     @classmethod
     def open(
@@ -260,7 +261,11 @@ class Model:
         """The model's chat template, a built-in one by name, or one given as Jinja source."""
         from gemmafile.text.chat import ChatTemplate
 
-        return ChatTemplate(name_or_source, self.config.architecture, self.tokenizer, system_policy)
+        key = (name_or_source, system_policy)
+        if key not in self._templates:
+            self._templates.clear()  # one is enough: compiling a template takes longer than rendering it
+            self._templates[key] = ChatTemplate(name_or_source, self.config.architecture, self.tokenizer, system_policy)
+        return self._templates[key]
 
     def make_sampler(self, settings: SamplingSettings, prompt_ids: Sequence[int]) -> Sampler:
         """A sampler for one answer to a prompt. Raises BadSettings."""

@@ -13,7 +13,7 @@ from types import TracebackType
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TIMEOUT_S = 60.0
-ENTER, CTRL_C, CTRL_D, CTRL_J = "\r", "\x03", "\x04", "\n"
+ENTER, CTRL_C, CTRL_D, ALT_ENTER, NEWLINE = "\r", "\x03", "\x04", "\x1b\r", "\n"
 
 _PROGRAM = """
 import os, sys

@@ -12,7 +12,7 @@ import pytest
 
 from gemmafile import Model
 from tests.cli.conftest import Runner
-from tests.cli.terminal import CTRL_C, CTRL_D, CTRL_J, ENTER, Terminal
+from tests.cli.terminal import ALT_ENTER, CTRL_C, CTRL_D, ENTER, NEWLINE, Terminal
 from tests.cli.test_main import start
 
 REFERENCE = ("--backend", "reference", "-c", "256", "--temp", "0")
@@ -230,7 +230,7 @@ def test_a_chat_in_a_terminal(tiny_path: Path, says_the: list[str], tmp_path: Pa
         assert "context 256" in banner
         terminal.type("hello" + ENTER)
         assert "the the\n" in terminal.wait_for("\n> ")
-        terminal.type("one" + CTRL_J + "two" + ENTER)
+        terminal.type("one" + ALT_ENTER + "two" + NEWLINE)
         terminal.wait_for("the the\n")
         terminal.wait_for("> ")
         terminal.type(f"/save {tmp_path / 'chat.json'}" + ENTER)

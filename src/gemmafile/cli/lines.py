@@ -1,7 +1,7 @@
 '''Reading what a user types: lines, messages of several lines, history.
 
 On a terminal there is line editing (GNU readline where Python has it) and a history file; from a pipe, plain lines.
-A message of several lines: lines that end in a backslash, a text between """ and """, or ctrl-j instead of return.
+A message of several lines: lines that end in a backslash, a text between """ and """, or alt-return.
 '''
 
 from __future__ import annotations
@@ -130,9 +130,11 @@ def _import_readline() -> ModuleType | None:
 
 
 def _bind_keys(readline: ModuleType) -> None:
-    """Ctrl-j puts a newline into the line: terminals send another character for return."""
+    """Alt-return puts a newline into the line. Ctrl-j stays what it is everywhere, a return: programs that drive a
+    terminal send it for one."""
     if "libedit" not in (readline.__doc__ or ""):
-        readline.parse_and_bind(r'"\C-j": "\C-v\C-j"')
+        for key in (r"\e\C-m", r"\e\C-j"):
+            readline.parse_and_bind(rf'"{key}": "\C-v\C-j"')
 
 
 def _history_path() -> Path:

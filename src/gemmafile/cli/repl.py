@@ -150,7 +150,7 @@ class Chat:
     def help(self, argument: str) -> None:
         for name, (text, _) in COMMANDS.items():
             self.streams.show(f"  /{name:<9} {text}")
-        self.streams.show('  """ ... """  a message of several lines; so does a \\ at a line\'s end, or ctrl-j')
+        self.streams.show('  """ ... """  a message of several lines; so does a \\ at a line\'s end, or alt-return')
         self.streams.show("  ctrl-c stops an answer, ctrl-d leaves; a space before a slash makes it plain text")
 
     def clear(self, argument: str) -> None:
