@@ -72,15 +72,19 @@ def _compile_elsewhere(names: list[str]) -> None:
     if len(names) < 4 or (os.cpu_count() or 1) < 2 or not _writable():
         return
     theirs, ours = names[1::2], names[0::2]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     command = [sys.executable, "-c", "from gemmafile.kernels.compile import main; main()", *theirs]
     with subprocess.Popen(
-        command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command, env=child_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as other:
         for name in ours:
             if not _load_kept(name):
                 _keep(name, *_compile(name))
         other.wait()
+
+
+def child_environment() -> dict[str, str]:
+    """For a process of our own that imports this package as we did."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
 
 
 def main() -> None:

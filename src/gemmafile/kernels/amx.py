@@ -1,0 +1,163 @@
+"""Intel's matrix unit (AMX): eight tiles of 16 rows x 64 bytes, multiplied as bytes into int32, exactly.
+
+`Tiles` makes the intrinsics; kernels that use them begin with `configure` and end with `release`. A process must ask
+the system for the unit before its threads touch it (`request`), and a virtual machine may announce AMX and yet
+trap on it: `works` tries it once in a process of its own.
+Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+_ARCH_PRCTL, _REQUEST, _TILE_DATA = 158, 0x1023, 18
+
+CONFIG_BYTES = 64
+
+
+def request() -> bool:
+    """Ask Linux for the tile registers, for this process and the threads it makes from now on."""
+    if not sys.platform.startswith("linux") or platform.machine() != "x86_64":
+        return False
+    libc = ctypes.CDLL(None, use_errno=True)
+    arguments = (ctypes.c_long(v) for v in (_ARCH_PRCTL, _REQUEST, _TILE_DATA))
+    return bool(libc.syscall(*arguments) == 0)
+
+
+_TRIAL = """
+import sys
+from gemmafile.kernels import amx
+from gemmafile.kernels.single import Single
+import numpy as np
+amx.request() or sys.exit(1)
+out = np.zeros(256, np.int32)
+trial = Single(1, 2)
+trial.add("amx.trial", {24: out.ctypes.data})
+trial.bind().run()
+sys.exit(0 if (out == 64 * 3).all() else 1)
+"""
+
+
+def works() -> bool:
+    """Does the matrix unit give right answers here? Tried in a child, which may die of it."""
+    command = [sys.executable, "-c", _TRIAL]
+    from gemmafile.kernels.compile import child_environment
+
+    try:
+        done = subprocess.run(
+            command, env=child_environment(), stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
+
+
+@cache
+def tiles() -> "Tiles":
+    return Tiles()
+
+
+class Tiles:
+    """Intrinsics on tiles by number. Needs Numba."""
+
+    def __init__(self) -> None:
+        import llvmlite.ir as ir
+
+        from gemmafile.kernels import emit
+
+        self._ir, self._emit = ir, emit
+        self.configure = emit.make(emit.void, [emit.address], self._configure)
+        """configure(config): loads the 64 bytes there (`write_config`)"""
+        self.release = emit.make(emit.void, [], lambda b: self._call(b, "tilerelease", []))
+
+    def _call(self, b: Any, name: str, arguments: list[Any]) -> None:
+        self._emit.call(b, f"llvm.x86.{name}", self._ir.VoidType(), arguments)
+
+    def _number(self, n: int) -> Any:
+        return self._ir.Constant(self._emit.I8, n)
+
+    def _configure(self, b: Any, config: Any) -> None:
+        self._call(b, "ldtilecfg", [self._emit.pointer(b, config, self._emit.I8)])
+
+    def zero(self, tile: int) -> Any:
+        return self._emit.make(self._emit.void, [], lambda b: self._call(b, "tilezero", [self._number(tile)]))
+
+    def load(self, tile: int) -> Any:
+        """load(address, stride): row i from address + i * stride."""
+        return self._move(tile, "tileloadd64")
+
+    def store(self, tile: int) -> Any:
+        """store(address, stride)"""
+        return self._move(tile, "tilestored64")
+
+    def _move(self, tile: int, name: str) -> Any:
+        def code(b: Any, at: Any, stride: Any) -> None:
+            self._call(b, name, [self._number(tile), self._emit.pointer(b, at, self._emit.I8), stride])
+
+        return self._emit.make(self._emit.void, [self._emit.address] * 2, code)
+
+    def dot(self, c: int, a: int, b_: int, *, unsigned_b: bool = False) -> Any:
+        """c[m][n] += the products of a[m][4k ...] (int8) with b[k][4n ...] (int8, or uint8), over all k."""
+        name = "tdpbsud" if unsigned_b else "tdpbssd"
+
+        def code(b: Any) -> None:
+            self._call(b, name, [self._number(n) for n in (c, a, b_)])
+
+        return self._emit.make(self._emit.void, [], code)
+
+
+def config_writer(rows: list[int], columns: list[int]) -> Any:
+    """write(address): the 64 bytes of a configuration; tile i has rows[i] rows of columns[i] bytes."""
+    import struct
+
+    from gemmafile.kernels import emit
+
+    data = struct.pack("<BB14x", 1, 0) + struct.pack("<16H", *columns, *[0] * (16 - len(columns)))
+    data += struct.pack("<16B", *rows, *[0] * (16 - len(rows)))
+    words = struct.unpack("<8q", data)
+
+    def code(b: Any, at: Any) -> None:
+        import llvmlite.ir as ir
+
+        for i, word in enumerate(words):
+            emit.store_at(b, ir.Constant(emit.I64, word), at, 8 * i)
+
+    return emit.make(emit.void, [emit.address], code)
+
+
+def kernels() -> dict[str, Callable[..., None]]:
+    """The trial: 16 x 64 ones times 64 x 16 threes."""
+    from numba.core import types
+
+    from gemmafile.kernels import simd
+    from gemmafile.kernels.ops import NEXT, SCRATCH, SCRATCH_BYTES
+
+    unit = tiles()
+    write = config_writer([16] * 3, [64] * 3)
+    zero, load_a, load_b, dot, store = unit.zero(0), unit.load(1), unit.load(2), unit.dot(0, 1, 2), unit.store(0)
+    configure, release = unit.configure, unit.release
+    load, splat, store_bytes, atomic_add = simd.load_i64, simd.splat_u8x64, simd.store_u8x64, simd.atomic_add
+
+    def trial(op, shared, thread):
+        """Every thread computes; the first to come stores."""
+        scratch = load(shared + SCRATCH) + thread * load(shared + SCRATCH_BYTES)
+        write(scratch)
+        for i in range(16):
+            store_bytes(scratch + 64 + 64 * i, splat(types.uint8(1)))
+            store_bytes(scratch + 1088 + 64 * i, splat(types.uint8(3)))
+        configure(scratch)
+        zero()
+        load_a(scratch + 64, 64)
+        load_b(scratch + 1088, 64)
+        dot()
+        if atomic_add(op + NEXT, 1) == 0:
+            store(load(op + 24), 64)
+        release()
+
+    return {"trial": trial}
