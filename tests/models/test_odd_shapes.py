@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gemmafile import Model
 from gemmafile.kernels.rotary import inverse_frequencies
 from gemmafile.model.config import Rope
 from tests.models.test_against_transformers import TOLERANCE, our_logits
@@ -22,6 +23,28 @@ def test_rotary_frequencies_have_the_last_bits_that_models_are_trained_with() ->
         3a83126f 3a503a7a 3a2566d4 3a03621c 39d0b907 39a5cb60 3983b1fa 395137e8 39263028 39040204"""
     inv_freq = inverse_frequencies(Rope(10_000.0, 1.0, 80, False), None)
     assert [f"{bits:08x}" for bits in inv_freq.view(np.uint32)] == expected.split()
+
+
+@pytest.mark.parametrize("window", [1, 20, 400])
+@pytest.mark.parametrize("group", [1, 3])
+def test_an_infinite_value_stays_hidden_from_rows_that_do_not_see_it(window: int, group: int, tmp_path: Path) -> None:
+    """One token's value overflows float16: rows before it in the same tile, and those past its window, do not know."""
+    config = TinyConfig(
+        "gemma2", n_layers=1, embedding_dim=64, feed_forward_dim=64, n_heads=group, n_kv_heads=1, n_vocab=300,
+        window=window,
+    )  # fmt: skip
+    model, token_ids = make_tiny(config, 1), tiny_tokens(config, 1, 100)
+    embedding, values = model.weights["token_embd.weight"], model.weights["blk.0.attn_v.weight"]
+    loud, values[:, 0] = 7, 1e6
+    embedding[:, 0] = 0
+    embedding[loud, 0] = 1
+    token_ids[token_ids == loud] = 8
+    token_ids[45] = loud
+    path = write_tiny(model, tmp_path / "tiny.gguf")
+    with Model.open(path, cache_type_k="f16", cache_type_v="f16") as opened:
+        logits = opened.logits(token_ids.tolist())
+    rows = np.arange(len(token_ids))
+    np.testing.assert_array_equal(np.isnan(logits).any(axis=1), (rows >= 45) & (rows < 45 + window))
 
 
 @pytest.mark.oracle

@@ -126,7 +126,7 @@ def _make_attend(kind_k: str, kind_v: str) -> Callable[..., None]:
     scores = OuterTile(QUERY_STRIDE, SCORE_STRIDE, kind_k)
     sums = OuterTile(SCORE_STRIDE, QUERY_STRIDE, kind_v)
     score_zero, score_step, score_store = scores.zero, scores.step, scores.store
-    sum_load, sum_step, sum_store = sums.load_scaled, sums.step, sums.store
+    sum_load, sum_step, sum_step_where, sum_store = sums.load_scaled, sums.step, sums.step_where, sums.store
     infinity = f32(float("inf"))
 
     @simd.device
@@ -158,6 +158,27 @@ def _make_attend(kind_k: str, kind_v: str) -> Callable[..., None]:
         store_f32(denominator, fma_scalar(load_f32(denominator), shrink, sum_lanes((p0 + p1) + (p2 + p3))))
         store_f32(maximum, best)
         store_f32(factor, shrink)
+
+    @simd.device
+    def lowest_seen(position, window):
+        """The first position that a row sees."""
+        if window > 0:
+            return max(0, position - window + 1)
+        return 0
+
+    @simd.device
+    def rows_that_see(j, p0, p1, p2, p3, window):
+        """Bit r is set if a row at position pr sees j."""
+        bits = 0
+        if p0 >= j and lowest_seen(p0, window) <= j:
+            bits |= 1
+        if p1 >= j and lowest_seen(p1, window) <= j:
+            bits |= 2
+        if p2 >= j and lowest_seen(p2, window) <= j:
+            bits |= 4
+        if p3 >= j and lowest_seen(p3, window) <= j:
+            bits |= 8
+        return bits
 
     def attend(op, shared, thread):
         """softmax(cap(q·k * scale) + mask)·v for the rows of a tile and the query heads of one kv head."""
@@ -196,9 +217,7 @@ def _make_attend(kind_k: str, kind_v: str) -> Callable[..., None]:
                 store_f32(denominators + 4 * r, f32(0))
 
             last = load(tile + TILE_LAST)
-            lowest_of_tile = 0
-            if window > 0:
-                lowest_of_tile = max(0, load_i32(positions + 4 * first_row) - window + 1)
+            lowest_of_tile = lowest_seen(load_i32(positions + 4 * first_row), window)
             block = lowest_of_tile >> BLOCK_SHIFT
             while block <= last >> BLOCK_SHIFT:
                 first = block << BLOCK_SHIFT
@@ -207,7 +226,6 @@ def _make_attend(kind_k: str, kind_v: str) -> Callable[..., None]:
                 keys += size_k * width * (first & 127)
                 values = load(op + VALUES) + page * load(op + VALUE_PAGE) + kv_head * load(op + VALUE_HEAD)
                 values += size_v * width * (first & 127)
-                n_seen = min(64, last - first + 1)
                 r = 0
                 while r < padded_rows:
                     acc = score_zero()
@@ -217,21 +235,34 @@ def _make_attend(kind_k: str, kind_v: str) -> Callable[..., None]:
                         at += 4
                         key += size_k * 64
                     score_store(acc, score)
+                    p0 = load_i32(positions + 4 * (first_row + quotient(r, group)))
+                    p1 = load_i32(positions + 4 * (first_row + quotient(min(r + 1, n_rows - 1), group)))
+                    p2 = load_i32(positions + 4 * (first_row + quotient(min(r + 2, n_rows - 1), group)))
+                    p3 = load_i32(positions + 4 * (first_row + quotient(min(r + 3, n_rows - 1), group)))
                     for i in range(4):
                         position = load_i32(positions + 4 * (first_row + quotient(min(r + i, n_rows - 1), group)))
-                        lowest = 0
-                        if window > 0:
-                            lowest = max(0, position - window + 1)
+                        lowest = lowest_seen(position, window)
                         soften(score + i * SCORE_STRIDE, first, lowest, position, maxima + 4 * (r + i),
                                denominators + 4 * (r + i), factors + 4 * (r + i), scale, cap, inverse_cap)  # fmt: skip
+                    # Of the block's positions [begin, end) are seen by a row, [all_begin, all_end) by all four.
+                    begin, end = max(0, lowest_seen(p0, window) - first), min(64, p3 + 1 - first)
+                    all_begin = min(end, max(begin, lowest_seen(p3, window) - first))
+                    all_end = max(all_begin, min(end, p0 + 1 - first))
                     d = 0
                     while d < width:
                         total = sum_load(results + r * QUERY_STRIDE + 4 * d, factors + 4 * r)
-                        at, value = score, values + size_v * d
-                        for _ in range(n_seen):
-                            total = sum_step(total, at, value)
+                        value = values + size_v * d
+                        for j in range(begin, all_begin):
+                            rows = rows_that_see(first + j, p0, p1, p2, p3, window)
+                            total = sum_step_where(total, score + 4 * j, value + size_v * width * j, rows)
+                        at, next_value = score + 4 * all_begin, value + size_v * width * all_begin
+                        for _ in range(all_begin, all_end):
+                            total = sum_step(total, at, next_value)
                             at += 4
-                            value += size_v * width
+                            next_value += size_v * width
+                        for j in range(all_end, end):
+                            rows = rows_that_see(first + j, p0, p1, p2, p3, window)
+                            total = sum_step_where(total, score + 4 * j, value + size_v * width * j, rows)
                         sum_store(total, results + r * QUERY_STRIDE + 4 * d)
                         d += 64
                     r += 4

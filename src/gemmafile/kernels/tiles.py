@@ -80,6 +80,14 @@ class OuterTile:
                     acc[4 * r + i] = emit.fma_f32(b, one, columns[i], acc[4 * r + i])
             return _join(b, acc)
 
+        def step_where(b: Any, acc: Any, a: Any, row: Any, rows: Any) -> Any:
+            kept, added = _split(b, acc), _split(b, step(b, acc, a, row))
+            for r in range(self.ROWS):
+                wanted = b.icmp_signed("!=", b.and_(rows, ir.Constant(I64, 1 << r)), ir.Constant(I64, 0))
+                for i in range(4 * r, 4 * r + 4):
+                    added[i] = b.select(wanted, added[i], kept[i])
+            return _join(b, added)
+
         def load(b: Any, c: Any, factors: Any) -> Any:
             vectors = []
             for r in range(self.ROWS):
@@ -94,6 +102,8 @@ class OuterTile:
         self.zero = make(tile, [], lambda b: _join(b, [emit.splat_constant(_FLOATS, 0.0)] * n))
         self.step = make(tile, [tile, address, address], step)
         """step(tile, a, b): tile[r][c] = fma(a[r], b[c], tile[r][c])"""
+        self.step_where = make(tile, [tile, address, address, types.int64], step_where)
+        """the same for the rows r whose bit r is set in the last argument; the others stay as they are"""
         self.load_scaled = make(tile, [address, address], load)
         """load_scaled(c, factors): tile[r][c] = c[r][c] * factors[r]"""
         self.store = make(void, [tile, address], lambda b, t, c: store(b, t, c, c_stride))
