@@ -10,10 +10,16 @@ from gemmafile.kernels.formats_on import format_module
 HALVES: dict[str, dict[int, float]] = {
     "Q8_0": {0: 1 / 74},
     "Q6_K": {208: 1 / 1369},
+    "Q5_K": {0: 1 / 528, 2: 15.5 / 528},
+    "Q5_1": {0: 1 / 9.2, 2: -15.5 / 9.2},
     "Q5_0": {0: 1 / 9.2},
     "Q4_K": {0: 1 / 190, 2: 7.5 / 190},
     "Q4_1": {0: 1 / 4.6, 2: -7.5 / 4.6},
     "Q4_0": {0: 1 / 4.6},
+    "IQ4_NL": {0: 1 / 67},
+    "IQ4_XS": {0: 1 / 1248},
+    "Q3_K": {108: 1 / 43},
+    "Q2_K": {80: 1 / 13.9, 82: 1.5 / 13.9},
 }
 """Where a block has its float16 numbers, and what they are for weights of standard deviation 1 and mean about 0."""
 

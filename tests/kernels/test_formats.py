@@ -81,6 +81,65 @@ def test_q6_k_block_by_hand() -> None:
     np.testing.assert_array_equal(format_module("Q6_K").dequantize(block), expected)
 
 
+def test_q5_1_block_by_hand() -> None:
+    """As Q5_0, after a second float16."""
+    block = bytes_of(half(0.5), half(-3), [0b1, 0, 0b10, 0b1000_0000], [0x21] * 16)
+    expected = np.array([0.5 * 1 - 3] * 16 + [0.5 * 2 - 3] * 16)
+    expected[[0, 17, 31]] += 0.5 * 16
+    np.testing.assert_array_equal(format_module("Q5_1").dequantize(block), expected)
+
+
+def test_q5_k_block_by_hand() -> None:
+    """Weight 32j + i has its fifth bit in bit j of byte i: here in byte 3 of groups 1 and 6, in byte 31 of group 7."""
+    high = np.zeros(32, np.uint8)
+    high[3], high[31] = 1 << 1 | 1 << 6, 1 << 7
+    block = bytes_of(half(2), half(0.5), [5] * 4 + [7] * 4 + [5 | 7 << 4] * 4, high.tobytes(), [0x93] * 128)
+    q = np.array([9 if i // 32 % 2 else 3 for i in range(256)])
+    q[[32 + 3, 192 + 3, 224 + 31]] += 16
+    np.testing.assert_array_equal(format_module("Q5_K").dequantize(block), 2.0 * 5 * q - 0.5 * 7)
+
+
+def test_q3_k_block_by_hand() -> None:
+    """Sub-scales of six bits in two places; a weight without its high bit is 4 less."""
+    s = [0, 1, 2, 3, 17, 33, 63, 32, 48, 16, 15, 31, 47, 62, 4, 5]
+    packed = [s[j] & 15 | (s[j + 8] & 15) << 4 for j in range(8)]
+    packed += [sum(s[j + 4 * k] >> 4 << 2 * k for k in range(4)) for j in range(4)]
+    high = np.zeros(32, np.uint8)
+    high[7], high[20] = 1 << 0 | 1 << 5, 1 << 7
+    block = bytes_of(high.tobytes(), [0b11_10_01_00] * 64, packed, half(0.25))
+    q = np.array([i // 32 % 4 for i in range(256)])
+    q[[7, 160 + 7, 224 + 20]] += 4
+    expected = 0.25 * (np.repeat(s, 16) - 32) * (q - 4)
+    np.testing.assert_array_equal(format_module("Q3_K").dequantize(block), expected)
+
+
+def test_q2_k_block_by_hand() -> None:
+    """A byte of two bits holds weights 32 apart; low halves are sub-scales, high halves sub-minima."""
+    sub = [j | (15 - j) << 4 for j in range(16)]
+    block = bytes_of(sub, [0b11_10_01_00] * 32 + [0b00_01_10_11] * 32, half(0.5), half(2))
+    q = np.repeat([0, 1, 2, 3, 3, 2, 1, 0], 32)
+    s = np.repeat(np.arange(16), 16)
+    np.testing.assert_array_equal(format_module("Q2_K").dequantize(block), 0.5 * s * q - 2.0 * (15 - s))
+
+
+CODEBOOK = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113]
+
+
+def test_iq4_nl_block_by_hand() -> None:
+    block = bytes_of(half(0.5), [i | (15 - i) << 4 for i in range(16)])
+    np.testing.assert_array_equal(format_module("IQ4_NL").dequantize(block), np.array(CODEBOOK + CODEBOOK[::-1]) / 2)
+
+
+def test_iq4_xs_block_by_hand() -> None:
+    """Sub-scales of six bits in two places; a sub-block is like a block of IQ4_NL."""
+    s = [0, 63, 32, 17, 33, 48, 15, 62]
+    high = sum(s[j] >> 4 << 2 * j for j in range(8)).to_bytes(2, "little")
+    low = [s[2 * j] & 15 | (s[2 * j + 1] & 15) << 4 for j in range(4)]
+    block = bytes_of(half(0.25), high, low, [i | (15 - i) << 4 for i in range(16)] * 8)
+    expected = [0.25 * (s[j] - 32) * c for j in range(8) for c in CODEBOOK + CODEBOOK[::-1]]
+    np.testing.assert_array_equal(format_module("IQ4_XS").dequantize(block), expected)
+
+
 def test_floats_by_hand() -> None:
     numbers = [0.0, 1.0, -2.5, 2.0**-14, np.inf]
     for name, bits in (("F32", np.array(numbers, "<f4")), ("F16", np.array(numbers, "<f2"))):

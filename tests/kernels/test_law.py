@@ -13,7 +13,7 @@ from gemmafile.kernels.formats_on import FORMAT_MODULES, format_module
 from gemmafile.kernels.reference import attend, gate, norm, rotate, soft_cap
 from gemmafile.model.config import Rope
 from tests.kernels.exact_floats import exact_fma, exact_tree
-from tests.kernels.random_blocks import random_rows
+from tests.kernels.random_blocks import HALVES, random_rows
 
 F = np.float32
 QUANTISED = [name for name in FORMAT_MODULES if format_module(name).ACTIVATIONS]
@@ -170,7 +170,7 @@ def test_the_largest_sums_are_exact(name: str) -> None:
     blocks = rows.reshape(2, -1, format_module(name).BYTES)
     if name == "Q6_K":
         blocks[0, :, :192] = rng.integers(0xF8, 0x100, (512 // 256, 192), np.uint8)
-    for byte in {"Q6_K": (208,), "Q4_K": (0, 2), "Q4_1": (0, 2)}.get(name, (0,)):
+    for byte in HALVES[name]:
         blocks[..., byte : byte + 2] = np.array([0.5], "<f2").view(np.uint8)
     x = rng.uniform(0.9, 1, (20, 512)).astype(F)
     expected = [[law_of_blocks(name, x[t], row) for row in rows] for t in range(20)]

@@ -19,8 +19,8 @@ from tools.make_tiny import PRESETS, make_tiny, tiny_tokens, write_tiny
 CONFIG = dataclasses.replace(PRESETS["gemma2"], query_std=0.6)
 """Calmer attention: a sharp one would turn the activations' rounding into other answers."""
 
-BLOCKS_OF_32 = ("Q8_0", "Q4_0", "Q4_1", "Q5_0")
-K_QUANTS = ("Q4_K_S", "Q6_K")
+BLOCKS_OF_32 = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
+BY_LLAMACPP = ("Q4_K_S", "Q6_K", "Q5_K_S", "Q3_K_S", "Q2_K", "IQ4_XS", "IQ4_NL")
 FLOATS = {"F16": 1e-9, "BF16": 1e-4}
 MOST_KL = 1e-3
 """Measured: 1.6e-4 to 1.8e-4 for blocks of 32, 3.5e-4 for K-quants, whose activations share a scale by 256."""
@@ -50,7 +50,7 @@ def test_a_quantised_model_answers_as_its_weights_say(name: str, backend: str, t
 
 @pytest.mark.oracle
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
-@pytest.mark.parametrize("name", K_QUANTS)
+@pytest.mark.parametrize("name", BY_LLAMACPP)
 def test_a_model_quantised_by_llamacpp_answers_as_its_weights_say(name: str, backend: str, tmp_path: Path) -> None:
     native = llamacpp.find()
     if native is None:

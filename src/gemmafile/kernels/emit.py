@@ -219,6 +219,14 @@ def dot_bytes(b: Any, acc: Any, u: Any, s: Any, *, below_128: bool) -> Any:
         t16 = ir.VectorType(I16, 16)  # a pair is at most 2 * 127 * 128 = 32512: no saturation
         pairs = call(b, "llvm.x86.avx2.pmadd.ub.sw", t16, [u, s])
         return b.add(acc, call(b, "llvm.x86.avx2.pmadd.wd", acc.type, [pairs, splat_constant(t16, 1)]))
+    if HAS_AVX2 and n == 8:
+        # A byte of each kind in 16 bits: the even ones, then the odd ones.
+        t16 = ir.VectorType(I16, 16)
+        eight, (wu, ws) = splat_constant(t16, 8), (b.bitcast(v, t16) for v in (u, s))
+        even = b.and_(wu, splat_constant(t16, 255)), b.ashr(b.shl(ws, eight), eight)
+        for pair in (even, (b.lshr(wu, eight), b.ashr(ws, eight))):
+            acc = b.add(acc, call(b, "llvm.x86.avx2.pmadd.wd", acc.type, list(pair)))
+        return acc
     wide = ir.VectorType(I16, 4 * n)
     wu, ws = b.zext(u, wide), b.sext(s, wide)
     t32 = ir.VectorType(I32, 4 * n)
@@ -226,6 +234,21 @@ def dot_bytes(b: Any, acc: Any, u: Any, s: Any, *, below_128: bool) -> Any:
     for k in range(4):
         acc = b.add(acc, shuffle(b, products, products, [4 * i + k for i in range(n)]))
     return acc
+
+
+def look_up(b: Any, table: Sequence[int], i: Any) -> Any:
+    """table[i] for vectors of bytes i from 0 to 15; the table has 16 bytes."""
+    n = i.type.count
+    name = {64: "llvm.x86.avx512.pshuf.b.512", 32: "llvm.x86.avx2.pshuf.b"}.get(n if HAS_AVX512 or n < 64 else 0)
+    if name and HAS_AVX2:
+        return call(b, name, i.type, [constant(i.type, [table[k % 16] for k in range(n)]), i])
+    if HAS_AVX2:
+        low, high = (look_up(b, table, half(b, i, h)) for h in range(2))
+        return shuffle(b, low, high, range(n))
+    found = splat_constant(i.type, table[0])
+    for k in range(1, 16):
+        found = b.select(b.icmp_signed("==", i, splat_constant(i.type, k)), splat_constant(i.type, table[k]), found)
+    return found
 
 
 def dot_words(b: Any, acc: Any, x: Any, y: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from gemmafile.errors import UnsupportedModel
-from gemmafile.kernels import q4_0, q4_1, q4_k, q5_0, q6_k, q8_0
+from gemmafile.kernels import iq4_nl, iq4_xs, q2_k, q3_k, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0
 from gemmafile.kernels.floats import BF16, F16, F32
 from gemmafile.model.weights import ModelWeights, Weight
 
@@ -43,10 +43,16 @@ FORMAT_MODULES: dict[str, FormatModule] = {
     "BF16": BF16(),
     "Q8_0": q8_0,
     "Q6_K": q6_k,
+    "Q5_K": q5_k,
+    "Q5_1": q5_1,
     "Q5_0": q5_0,
     "Q4_K": q4_k,
     "Q4_1": q4_1,
     "Q4_0": q4_0,
+    "IQ4_NL": iq4_nl,
+    "IQ4_XS": iq4_xs,
+    "Q3_K": q3_k,
+    "Q2_K": q2_k,
 }
 
 

@@ -6,6 +6,7 @@ tokens side by side:
     byte 256-319  minus the sums of 16 q each, int32[16]
     byte 320-335  the sums of 32 q each, int16[8]
     byte 336-339  d       float32
+    byte 352-383  the sums of 16 q each, int16[16]
 
 32-blocks ("int8_32"), 192 bytes for 128 activations (a quad of blocks), laid out alike:
     byte 0-63     q of the first halves of the four blocks, int8[4][16]
@@ -26,7 +27,7 @@ from gemmafile.kernels.ops import NEXT, ROWS, slots
 
 X, X_STRIDE, PACKED, COLUMNS = slots("X X_STRIDE PACKED COLUMNS")
 
-SUPER_BYTES, SUPER_MINUS_SUMS, SUPER_SUMS, SUPER_D = 384, 256, 320, 336
+SUPER_BYTES, SUPER_MINUS_SUMS, SUPER_SUMS_32, SUPER_D, SUPER_SUMS_16 = 384, 256, 320, 336, 352
 QUAD_BYTES, QUAD_D, QUAD_MINUS_SUMS, QUAD_D_SUMS = 192, 128, 144, 160
 TOKEN_TILE = 6
 """Tokens a matrix product takes at a time; buffers of activations and results have room for whole tiles."""
@@ -111,8 +112,9 @@ def kernels() -> dict[str, Callable[..., None]]:
                     store_q(out + 16 * i, to_bytes(q))
                     total = sum_ints(q)
                     store_i32(out + SUPER_MINUS_SUMS + 4 * i, types.int32(-total))
+                    store_i16(out + SUPER_SUMS_16 + 2 * i, types.int16(total))
                     if i & 1:
-                        store_i16(out + SUPER_SUMS + (i - 1), types.int16(before + total))
+                        store_i16(out + SUPER_SUMS_32 + (i - 1), types.int16(before + total))
                     before = total
                 store_f32(out + SUPER_D, d)
 

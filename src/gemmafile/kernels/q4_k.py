@@ -72,18 +72,18 @@ def kernels() -> dict[str, Callable[..., None]]:
     from numba.core import types
 
     from gemmafile.kernels import emit, simd
-    from gemmafile.kernels.superblocks import SuperBlock, build_kernels, shift_halves
+    from gemmafile.kernels.superblocks import SuperBlock, build_kernels, shift_parts
 
     load_32, join, splat = simd.load_u8x32, simd.join_u8x32, simd.splat_u8x64
     as_words, as_bytes = simd.u8_as_u16x32, simd.u16_as_u8x64
-    second_by_4 = emit.make(emit.vec("u16", 32), [emit.vec("u16", 32)], shift_halves(0, 4))
+    second_by_4 = emit.make(emit.vec("u16", 32), [emit.vec("u16", 32)], shift_parts(0, 4))
 
     @simd.device
     def chunk(p, j):
         q = load_32(p + 16 + 32 * j)
         return as_bytes(second_by_4(as_words(join(q, q)))) & splat(types.uint8(15))
 
-    return build_kernels(SuperBlock(BYTES, 0, 2, chunk, sub_scale_reader(4), 8, None))
+    return build_kernels(SuperBlock(BYTES, 0, chunk, sub_scale_reader(4), sub_scales=8, min_scale=2, sub_minima=8))
 
 
 def sub_scale_reader(offset: int) -> Any:

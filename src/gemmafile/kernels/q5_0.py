@@ -47,10 +47,17 @@ def multiply(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 def kernels() -> dict[str, Callable[..., None]]:
     """The compiled twins of `multiply`."""
-    from gemmafile.kernels import emit, simd
-    from gemmafile.kernels.quads import Quad, build_kernels, nibble_halves
+    from gemmafile.kernels.quads import Quad, build_kernels
 
-    low_bits = nibble_halves(6)
+    return build_kernels(Quad(BYTES, None, five_bit_halves(2, 6), 16))
+
+
+def five_bit_halves(high_at: int, low_at: int) -> Any:
+    """`Quad.halves` for blocks with 4 bytes of fifth bits at `high_at` and 16 bytes of low bits at `low_at`."""
+    from gemmafile.kernels import emit, simd
+    from gemmafile.kernels.quads import nibble_halves
+
+    low_bits = nibble_halves(low_at)
     words, bytes_ = emit.vec("i32", 4), emit.vec("u8", 64)
     four_words = emit.make(words, [emit.address] * 4, _join_words)
     fifth_bits = emit.make(bytes_, [words, emit.address], _spread_bits)
@@ -58,10 +65,10 @@ def kernels() -> dict[str, Callable[..., None]]:
     @simd.device
     def halves(p0, p1, p2, p3):
         low, high = low_bits(p0, p1, p2, p3)
-        bits = four_words(p0 + 2, p1 + 2, p2 + 2, p3 + 2)
+        bits = four_words(p0 + high_at, p1 + high_at, p2 + high_at, p3 + high_at)
         return low | fifth_bits(bits, 0), high | fifth_bits(bits, 1)
 
-    return build_kernels(Quad(BYTES, None, halves, 4))
+    return halves
 
 
 def _join_words(b: Any, *at: Any) -> Any:

@@ -67,13 +67,13 @@ def kernels() -> dict[str, Callable[..., None]]:
     from numba.core import types
 
     from gemmafile.kernels import emit, simd
-    from gemmafile.kernels.superblocks import SuperBlock, build_kernels, shift_halves
+    from gemmafile.kernels.superblocks import SuperBlock, build_kernels, shift_parts
 
     load_64, load_32, join, splat = simd.load_u8x64, simd.load_u8x32, simd.join_u8x32, simd.splat_u8x64
     as_words, as_bytes = simd.u8_as_u16x32, simd.u16_as_u8x64
     load_scales, widen = simd.load_i8x16, simd.converter("i8", "i32", 16)
     # The two 32-byte copies of the high bits are shifted by different amounts.
-    by_0_and_2 = emit.make(emit.vec("u16", 32), [emit.vec("u16", 32)], shift_halves(0, 2))
+    by_0_and_2 = emit.make(emit.vec("u16", 32), [emit.vec("u16", 32)], shift_parts(0, 2))
 
     @simd.device
     def chunk(p, j):
@@ -88,4 +88,4 @@ def kernels() -> dict[str, Callable[..., None]]:
     def scales(p):
         return widen(load_scales(p + 192))
 
-    return build_kernels(SuperBlock(BYTES, 208, None, chunk, scales, 16, 5))
+    return build_kernels(SuperBlock(BYTES, 208, chunk, scales, sub_scales=16, offset=32))

@@ -33,17 +33,17 @@ class Quad:
     """What the kernels must know of a format.
 
     bytes    of a block
-    offset   byte offset of a float16 that is added to every weight (Q4_1), or None; the scale is at byte 0
+    added    byte offset of a float16 that is added to every weight (Q4_1), or None; the scale is at byte 0
     halves(p0, p1, p2, p3)  a `simd.device`: two u8x64, the first 16 weights of each of four blocks and the last
              16, as unsigned numbers
-    offset_bits  weights are these numbers - 2^offset_bits; None: no offset
-    below_128    the numbers are
+    offset     weights are these numbers minus this
+    below_128  the numbers are
     """
 
     bytes: int
-    offset: int | None
+    added: int | None
     halves: Any
-    offset_bits: int | None
+    offset: int
     below_128: bool = True
 
 
@@ -59,19 +59,18 @@ def _make_matvec(f: Quad) -> Callable[..., None]:
 
     load, atomic_add, quotient, load_a = simd.load_i64, simd.atomic_add, simd.quotient, simd.load_i8x64
     store_4, splat_4 = simd.store_f32x4, simd.splat_f32x4
-    bytes_, offset_at, halves = f.bytes, f.offset, f.halves
+    bytes_, added_at, halves = f.bytes, f.added, f.halves
     v16, v4 = emit.vec("i32", 16), emit.vec("f32", 4)
-    shift = f.offset_bits
     prefetch_rows = simd.prefetcher(16 * f.bytes)
 
     def start_code(b: Any, a: Any) -> Any:
         """Minus the sum of each block, times the offset, in the first of its four lanes."""
-        if shift is None:
+        if not f.offset:
             return emit.splat_constant(v16.llvm, 0)
         sums = emit.load_at(b, a, ir.VectorType(emit.I32, 4), QUAD_MINUS_SUMS)
-        shifted = b.shl(sums, emit.splat_constant(sums.type, shift))
+        total = b.mul(sums, emit.splat_constant(sums.type, f.offset))
         lanes = [4 if lane % 4 else lane // 4 for lane in range(16)]
-        return emit.shuffle(b, shifted, emit.splat_constant(sums.type, 0), lanes)
+        return emit.shuffle(b, total, emit.splat_constant(sums.type, 0), lanes)
 
     def dot_code(b: Any, acc: Any, u: Any, s: Any) -> Any:
         return emit.dot_bytes(b, acc, u, s, below_128=f.below_128)
@@ -97,9 +96,9 @@ def _make_matvec(f: Quad) -> Callable[..., None]:
             at = blocks[4 * j : 4 * j + 4]
             d = b.fmul(_four_halves(b, at, 0), emit.splat(b, emit.load_at(b, a, emit.F32, QUAD_D + 4 * j), 4))
             acc = emit.fma_f32(b, emit.shuffle(b, floats, floats, range(4 * j, 4 * j + 4)), d, acc)
-            if offset_at is not None:
+            if added_at is not None:
                 total = emit.splat(b, emit.load_at(b, a, emit.F32, QUAD_D_SUMS + 4 * j), 4)
-                acc = emit.fma_f32(b, _four_halves(b, at, offset_at), total, acc)
+                acc = emit.fma_f32(b, _four_halves(b, at, added_at), total, acc)
         return acc
 
     start = emit.make(v16, [emit.address], start_code)
@@ -203,10 +202,10 @@ def _make_matmul(f: Quad) -> Callable[..., None]:
 
     load, load_f16, store_f32, atomic_add = simd.load_i64, simd.load_f16, simd.store_f32, simd.atomic_add
     quotient, prefetch, store_bytes = simd.quotient, simd.prefetch, simd.store_u8x64
-    bytes_, offset_at, halves = f.bytes, f.offset or 0, f.halves
-    has_offset, has_start = f.offset is not None, f.offset_bits is not None
+    bytes_, added_at, halves = f.bytes, f.added or 0, f.halves
+    is_added_to, has_offset = f.added is not None, f.offset != 0
     tile = WeightTile(TOKEN_TILE, QUAD_BYTES, below_128=f.below_128)
-    start, dot = tile.start(f.offset_bits or 0), tile.dot([0, 4, 8, 12, 64, 68, 72, 76])
+    start, dot = tile.start(f.offset), tile.dot([0, 4, 8, 12, 64, 68, 72, 76])
     zero_ints, zero_floats, load_tile, store_tile = tile.zero_ints, tile.zero_floats, tile.load, tile.store
     fma_ints, fma_outer = tile.fma_ints, tile.fma_outer
     # In the panel a block's eight steps stand together: four of its first 16 weights, four of its last.
@@ -229,11 +228,11 @@ def _make_matmul(f: Quad) -> Callable[..., None]:
                 store_f32(at + 128, load_f16(p + o1))
                 store_f32(at + 256, load_f16(p + o2))
                 store_f32(at + 384, load_f16(p + o3))
-                if has_offset:
-                    store_f32(at + _SCALES, load_f16(p + offset_at))
-                    store_f32(at + _SCALES + 128, load_f16(p + o1 + offset_at))
-                    store_f32(at + _SCALES + 256, load_f16(p + o2 + offset_at))
-                    store_f32(at + _SCALES + 384, load_f16(p + o3 + offset_at))
+                if is_added_to:
+                    store_f32(at + _SCALES, load_f16(p + added_at))
+                    store_f32(at + _SCALES + 128, load_f16(p + o1 + added_at))
+                    store_f32(at + _SCALES + 256, load_f16(p + o2 + added_at))
+                    store_f32(at + _SCALES + 384, load_f16(p + o3 + added_at))
             transpose_low(unpacked, panel + 64 * half)
             transpose_high(unpacked + 1024, panel + 64 * half)
 
@@ -282,13 +281,13 @@ def _make_matmul(f: Quad) -> Callable[..., None]:
                         a = load(op + PACKED) + (quad + k) * stride + t * QUAD_BYTES
                         panel, d = panels + k * _PANEL, d_panels + k * 2 * _SCALES
                         for j in range(4):
-                            if has_start:
+                            if has_offset:
                                 acc = start(a + QUAD_MINUS_SUMS + 4 * j)
                             else:
                                 acc = zero_ints()
                             acc = dot(acc, panel + 1024 * j, a + 16 * j)
                             sums = fma_ints(sums, acc, d + 128 * j, a + QUAD_D + 4 * j)
-                            if has_offset:
+                            if is_added_to:
                                 sums = fma_outer(sums, d + _SCALES + 128 * j, a + QUAD_D_SUMS + 4 * j)
                     store_tile(sums, c, out_stride)
                     t += TOKEN_TILE

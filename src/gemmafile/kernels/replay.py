@@ -79,10 +79,11 @@ class Product:
 
 PRODUCTS = {
     name: Product(f"{name.lower()}.matvec", f"{name.lower()}.matmul", kind)
-    for name, kind in {
-        "Q6_K": "int8_256", "Q4_K": "int8_256", "Q8_0": "int8_32", "Q5_0": "int8_32", "Q4_0": "int8_32",
-        "Q4_1": "int8_32",
+    for kind, names in {
+        "int8_256": ("Q6_K", "Q5_K", "Q4_K", "IQ4_XS", "Q3_K", "Q2_K"),
+        "int8_32": ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL"),
     }.items()
+    for name in names
 } | {
     name: Product(f"dots.{name.lower()}_matvec", f"dots.{name.lower()}_matmul", "bf16" if name == "BF16" else None)
     for name in ("F32", "F16", "BF16")

@@ -43,6 +43,7 @@ from gemmafile.kernels.emit import (
     half_to_f32,
     load_at,
     load_part,
+    look_up,
     make,
     pointer,
     shuffle,
@@ -175,6 +176,11 @@ def constants(kind: str, values: Sequence[Any]) -> Any:
     """A function without arguments that returns the vector."""
     t = vec(kind, len(values))
     return make(t, [], lambda b: constant(t.llvm, values))
+
+
+def table(values: Sequence[int]) -> Any:
+    """look_up(u8x64): values[i] for every byte i, which is 0 to 15."""
+    return make(vec("u8", 64), [vec("u8", 64)], lambda b, i: look_up(b, values, i))
 
 
 def _compare(kind: str, n: int, test: str) -> Any:

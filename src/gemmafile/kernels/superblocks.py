@@ -17,7 +17,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from gemmafile.kernels.ops import NEXT, ROWS, SCRATCH, SCRATCH_BYTES, slots
-from gemmafile.kernels.packing import SUPER_BYTES, SUPER_D, SUPER_MINUS_SUMS, SUPER_SUMS, TOKEN_TILE
+from gemmafile.kernels.packing import (
+    SUPER_BYTES,
+    SUPER_D,
+    SUPER_MINUS_SUMS,
+    SUPER_SUMS_16,
+    SUPER_SUMS_32,
+    TOKEN_TILE,
+)  # fmt: skip
 
 WEIGHTS, ROW_BYTES, N, COLUMNS, PACKED, PACKED_STRIDE, OUT, OUT_STRIDE = slots(
     "WEIGHTS ROW_BYTES N COLUMNS PACKED PACKED_STRIDE OUT OUT_STRIDE"
@@ -37,20 +44,25 @@ class SuperBlock:
     """What the kernels must know of a format. All functions are `simd.device`s.
 
     bytes       of a super-block
-    d, minimum  byte offsets of its float16 scale and, if it has one, of the scale of its minima
+    d           byte offset of its float16 scale
     chunk(p, j) u8x64: weights 64 j ... 64 j + 63 as unsigned numbers (the offset still in them)
-    scales(p)   i32x16: sub-scales; with minima: 8 sub-scales, then the 8 sub-minima as 4 pairs of int16
-    sub_blocks  8 or 16
-    offset_bits weights are chunk - 2^offset_bits; None: no offset
+    scales(p)   i32x16: the sub-scales, and behind them the sub-minima as pairs of int16; None where there are none
+    sub_scales  8 or 16; 0: the weights of `chunk` are multiplied by them already
+    min_scale   byte offset of the float16 scale of the sub-minima
+    sub_minima  0, 8 or 16
+    offset      weights are those of `chunk` minus this
+    below_128   those of `chunk` are
     """
 
     bytes: int
     d: int
-    minimum: int | None
     chunk: Any
     scales: Any
-    sub_blocks: int
-    offset_bits: int | None
+    sub_scales: int = 0
+    min_scale: int = 0
+    sub_minima: int = 0
+    offset: int = 0
+    below_128: bool = True
 
 
 def build_kernels(f: SuperBlock) -> dict[str, Callable[..., None]]:
@@ -66,38 +78,37 @@ def _make_matvec(f: SuperBlock) -> Callable[..., None]:
     load, load_f32, atomic_add, quotient = simd.load_i64, simd.load_f32, simd.atomic_add, simd.quotient
     load_a, load_sums, store_4, splat_4 = simd.load_i8x64, simd.load_i32x16, simd.store_f32x4, simd.splat_f32x4
     fma_4, to_float_4 = simd.fma_x4, simd.i32_to_f32x4
-    bytes_, d_at, min_at, chunk, scales = f.bytes, f.d, f.minimum, f.chunk, f.scales
-    has_minimum, has_offset = f.minimum is not None, f.offset_bits is not None
-    shift = f.offset_bits or 0
+    bytes_, d_at, min_at, chunk, scales = f.bytes, f.d, f.min_scale, f.chunk, f.scales or _no_scales()
+    has_scales, has_minimum, has_offset, offset = f.sub_scales > 0, f.sub_minima > 0, f.offset > 0, f.offset
     v16, u64, s64 = emit.vec("i32", 16), emit.vec("u8", 64), emit.vec("i8", 64)
-    lanes_per_sub = 64 // f.sub_blocks  # of the 16 lanes of a chunk's dot product
+    lanes_per_sub = 64 // max(f.sub_scales, 4)  # of the 16 lanes of a chunk's dot product
     prefetch_rows = simd.prefetcher(4 * f.bytes)
 
     def spread(j: int) -> Any:
         """Sub-scales of chunk j onto the lanes of its dot product."""
-        first = j * f.sub_blocks // 4
+        first = j * f.sub_scales // 4
         return simd.shuffler("i32", 16, [first + lane // lanes_per_sub for lane in range(16)])
 
     def starts(j: int) -> Any:
         """Minus the sums of chunk j's sub-blocks of 16, times the offset, in the first lane of each."""
 
         def code(b: Any, sums: Any) -> Any:
-            shifted = b.shl(sums, emit.splat_constant(sums.type, shift))
+            total = b.mul(sums, emit.splat_constant(sums.type, offset))
             lanes = [16 if lane % 4 else 4 * j + lane // 4 for lane in range(16)]
-            return emit.shuffle(b, shifted, emit.splat_constant(sums.type, 0), lanes)
+            return emit.shuffle(b, total, emit.splat_constant(sums.type, 0), lanes)
 
         return emit.make(v16, [v16], code)
 
     def dot_code(b: Any, acc: Any, u: Any, s: Any) -> Any:
-        return emit.dot_bytes(b, acc, u, s, below_128=True)
+        return emit.dot_bytes(b, acc, u, s, below_128=f.below_128)
 
     dot = emit.make(v16, [v16, u64, s64], dot_code)
     spread0, spread1, spread2, spread3 = (spread(j) for j in range(4))
     start0, start1, start2, start3 = (starts(j) for j in range(4))
-    zero = simd.constants("i32", [0] * 16)
+    zero, splat_ints = simd.constants("i32", [0] * 16), simd.splat_i32x16
 
     @simd.device
-    def integer_sum(p, a):
+    def scaled_sum(p, a):
         """Lanes whose sum is I of the super-block at p with the activations at a."""
         s = scales(p)
         if has_offset:
@@ -111,13 +122,27 @@ def _make_matvec(f: SuperBlock) -> Callable[..., None]:
         t3 = dot(t3, chunk(p, 3), load_a(a + 192)) * spread3(s, s)
         return (t0 + t1) + (t2 + t3)
 
+    @simd.device
+    def plain_sum(p, a):
+        """The same where the weights hold their sub-scales."""
+        if has_offset:
+            t = load_sums(a + SUPER_MINUS_SUMS) * splat_ints(types.int32(offset))
+        else:
+            t = zero()
+        t = dot(t, chunk(p, 0), load_a(a))
+        t = dot(t, chunk(p, 1), load_a(a + 64))
+        t = dot(t, chunk(p, 2), load_a(a + 128))
+        return dot(t, chunk(p, 3), load_a(a + 192))
+
+    integer_sum = scaled_sum if has_scales else plain_sum
+
     def minimum_code(b: Any, s: Any, a: Any) -> Any:
-        """<4 x i32> whose sum is M, widened to 16 lanes."""
-        t = ir.VectorType(emit.I16, 8)
-        pairs = b.bitcast(emit.shuffle(b, s, s, range(8, 12)), t)
-        zero_4 = emit.splat_constant(ir.VectorType(emit.I32, 4), 0)
-        products = emit.dot_words(b, zero_4, pairs, emit.load_at(b, a, t, SUPER_SUMS))
-        return emit.shuffle(b, products, zero_4, [0, 1, 2, 3] + [4] * 12)
+        """Pairs of sub-minima times their sums, whose sum is M, widened to 16 lanes."""
+        n, t = f.sub_minima // 2, ir.VectorType(emit.I16, f.sub_minima)
+        pairs = b.bitcast(emit.shuffle(b, s, s, range(f.sub_scales, f.sub_scales + n)), t)
+        sums = emit.load_at(b, a, t, SUPER_SUMS_16 if f.sub_minima == 16 else SUPER_SUMS_32)
+        zeros = emit.splat_constant(ir.VectorType(emit.I32, n), 0)
+        return emit.shuffle(b, emit.dot_words(b, zeros, pairs, sums), zeros, [min(lane, n) for lane in range(16)])
 
     minimum_sum = emit.make(v16, [v16, emit.address], minimum_code)
     sum_rows = emit.make(emit.vec("i32", 4), [v16] * 4, lambda b, *rows: emit.tree_sum_rows(b, rows))
@@ -184,14 +209,14 @@ def _make_matmul(f: SuperBlock) -> Callable[..., None]:
 
     load, load_f16, store_f32, atomic_add = simd.load_i64, simd.load_f16, simd.store_f32, simd.atomic_add
     quotient, prefetch, store_bytes, store_ints = simd.quotient, simd.prefetch, simd.store_u8x64, simd.store_i32x16
-    bytes_, d_at, min_at, chunk, scales = f.bytes, f.d, f.minimum or 0, f.chunk, f.scales
-    has_minimum, has_offset, sub_blocks = f.minimum is not None, f.offset_bits is not None, f.sub_blocks
-    sub_size = 256 // f.sub_blocks
-    sub_panel = sub_size // 4 * 128
-    sums_per_sub = sub_size // 16
-    assert not has_offset or sums_per_sub == 1
-    tile = WeightTile(TOKEN_TILE, SUPER_BYTES, below_128=True)
-    start, dot, dot_words = tile.start(f.offset_bits or 0), tile.dot(range(0, sub_size, 4)), tile.dot_words(4)
+    bytes_, d_at, min_at, chunk, scales = f.bytes, f.d, f.min_scale, f.chunk, f.scales or _no_scales()
+    has_scales, has_minimum, has_offset, sub_blocks = f.sub_scales > 0, f.sub_minima > 0, f.offset > 0, f.sub_scales
+    has_scale_panel = has_scales or has_minimum
+    sub_size = 256 // (sub_blocks or 4)  # without sub-scales a step is a chunk
+    sub_panel, minima_at = sub_size // 4 * 128, 128 * sub_blocks
+    tile = WeightTile(TOKEN_TILE, SUPER_BYTES, below_128=f.below_128)
+    start, dot = tile.start(f.offset, sub_size // 16 if has_scales else 16), tile.dot(range(0, sub_size, 4))
+    dot_words, sums_at = tile.dot_words(f.sub_minima // 2), SUPER_SUMS_16 if f.sub_minima == 16 else SUPER_SUMS_32
     zero_ints, zero_floats, load_tile, store_tile = tile.zero_ints, tile.zero_floats, tile.load, tile.store
     add_scaled, fma_ints, fma_ints_negative = tile.add_scaled, tile.fma_ints, tile.fma_ints_negative
     transpose = transposer([128 * i for i in range(16)])
@@ -202,17 +227,46 @@ def _make_matmul(f: SuperBlock) -> Callable[..., None]:
         for half in range(2):
             for i in range(16):
                 p = weights + min(first + 16 * half + i, n - 1) * row_bytes + block * bytes_
-                store_bytes(unpacked + 64 * i, chunk(p, 0))
-                store_bytes(unpacked + 1024 + 64 * i, chunk(p, 1))
-                store_bytes(unpacked + 2048 + 64 * i, chunk(p, 2))
-                store_bytes(unpacked + 3072 + 64 * i, chunk(p, 3))
-                store_ints(unpacked + 4096 + 64 * i, scales(p))
+                q0, q1, q2, q3 = chunk(p, 0), chunk(p, 1), chunk(p, 2), chunk(p, 3)
+                store_bytes(unpacked + 64 * i, q0)
+                store_bytes(unpacked + 1024 + 64 * i, q1)
+                store_bytes(unpacked + 2048 + 64 * i, q2)
+                store_bytes(unpacked + 3072 + 64 * i, q3)
+                if has_scale_panel:
+                    store_ints(unpacked + 4096 + 64 * i, scales(p))
                 store_f32(d_panel + 64 * half + 4 * i, load_f16(p + d_at))
                 if has_minimum:
                     store_f32(d_panel + 128 + 64 * half + 4 * i, load_f16(p + min_at))
             for j in range(4):
                 transpose(unpacked + 1024 * j, panel + 2048 * j + 64 * half)
-            transpose(unpacked + 4096, scale_panel + 64 * half)
+            if has_scale_panel:
+                transpose(unpacked + 4096, scale_panel + 64 * half)
+
+    @simd.device
+    def scaled_sum(panel, scale_panel, a):
+        """I of 32 rows and a tile of tokens."""
+        total = zero_ints()
+        for s in range(sub_blocks):
+            if has_offset:
+                acc = start(a + SUPER_MINUS_SUMS + sub_size // 4 * s)
+            else:
+                acc = zero_ints()
+            acc = dot(acc, panel + s * sub_panel, a + s * sub_size)
+            total = add_scaled(total, acc, scale_panel + 128 * s)
+        return total
+
+    @simd.device
+    def plain_sum(panel, scale_panel, a):
+        """The same where the weights hold their sub-scales."""
+        if has_offset:
+            total = start(a + SUPER_MINUS_SUMS)
+        else:
+            total = zero_ints()
+        for s in range(4):
+            total = dot(total, panel + s * sub_panel, a + s * sub_size)
+        return total
+
+    integer_sum = scaled_sum if has_scales else plain_sum
 
     @simd.device
     def prefetch_panel(weights, row_bytes, first, n, block, n_blocks):
@@ -254,21 +308,14 @@ def _make_matmul(f: SuperBlock) -> Callable[..., None]:
                     for k in range(here):
                         a = load(op + PACKED) + (block + k) * stride + t * SUPER_BYTES
                         panel, scale_panel, d = panels + k * _PANEL, scale_panels + k * _SCALES, d_panels + k * 2 * _D
-                        total = zero_ints()
-                        for s in range(sub_blocks):
-                            if has_offset:
-                                acc = start(a + SUPER_MINUS_SUMS + 4 * s)
-                            else:
-                                acc = zero_ints()
-                            acc = dot(acc, panel + s * sub_panel, a + s * sub_size)
-                            total = add_scaled(total, acc, scale_panel + 128 * s)
+                        total = integer_sum(panel, scale_panel, a)
                         if block + k == 0:
                             sums = zero_floats()
                         else:
                             sums = load_tile(c, out_stride)
                         sums = fma_ints(sums, total, d, a + SUPER_D)
                         if has_minimum:
-                            least = dot_words(scale_panel + 128 * 8, a + SUPER_SUMS)
+                            least = dot_words(scale_panel + minima_at, a + sums_at)
                             sums = fma_ints_negative(sums, least, d + 128, a + SUPER_D)
                         store_tile(sums, c, out_stride)
                     t += TOKEN_TILE
@@ -277,12 +324,65 @@ def _make_matmul(f: SuperBlock) -> Callable[..., None]:
     return matmul
 
 
-def shift_halves(low: int, high: int) -> Callable[..., Any]:
-    """Right shifts of 16-bit lanes: the first half by `low`, the second by `high`."""
+def _no_scales() -> Any:
+    from gemmafile.kernels import simd
+
+    zero = simd.constants("i32", [0] * 16)
+
+    @simd.device
+    def scales(p):
+        return zero()
+
+    return scales
+
+
+def shift_parts(*by: int) -> Callable[..., Any]:
+    """Right shifts of the lanes of a vector: those of its first part by the first number, and so on."""
 
     def code(b: Any, v: Any) -> Any:
         from gemmafile.kernels import emit
 
-        return b.lshr(v, emit.constant(v.type, [low] * (v.type.count // 2) + [high] * (v.type.count // 2)))
+        return b.lshr(v, emit.constant(v.type, [n for n in by for _ in range(v.type.count // len(by))]))
 
     return code
+
+
+def by_chunk(make: Callable[[int], Any]) -> Any:
+    """chosen(j, x, y): the intrinsic `make(j)` with x and y; a j known to the compiler costs nothing."""
+    from gemmafile.kernels import simd
+
+    of_0, of_1, of_2, of_3 = (make(j) for j in range(4))
+
+    @simd.device
+    def chosen(j, x, y):
+        if j == 0:
+            return of_0(x, y)
+        if j == 1:
+            return of_1(x, y)
+        if j == 2:
+            return of_2(x, y)
+        return of_3(x, y)
+
+    return chosen
+
+
+def sub_words() -> Any:
+    """words(j, s): u16x32; of 16 bytes s, one for each sub-block of 16, each byte beside its weights in chunk j."""
+    from gemmafile.kernels import emit, simd
+
+    def words(j: int) -> Any:
+        t = emit.vec("u8", 16)
+
+        def code(b: Any, s: Any, zeros: Any) -> Any:
+            spread = emit.shuffle(b, s, zeros, [16 if i % 2 else 4 * j + i // 16 for i in range(64)])
+            return b.bitcast(spread, emit.vec("u16", 32).llvm)
+
+        return emit.make(emit.vec("u16", 32), [t, t], code)
+
+    chosen, zeros = by_chunk(words), simd.constants("u8", [0] * 16)
+
+    @simd.device
+    def spread(j, s):
+        return chosen(j, s, zeros())
+
+    return spread

@@ -12,6 +12,7 @@ Needs Numba; only kernel builders import it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -137,13 +138,14 @@ class WeightTile:
         self.fma_outer = make(floats, [floats, address, address], self._fma_outer)
         """fma_outer(f, rows, tokens): f = fma(rows[row], tokens[token], f)"""
 
-    def start(self, shift: int) -> Any:
-        """start(a): accumulators from the int32 at `a` of each token, shifted left."""
+    def start(self, factor: int, n_sums: int = 1) -> Any:
+        """start(a): accumulators from the sum of the n int32 at `a` of each token, times the factor."""
 
         def code(b: Any, a: Any) -> Any:
-            each = [
-                b.shl(load_at(b, a, I32, t * self.token_bytes), ir.Constant(I32, shift)) for t in range(self.n_tokens)
-            ]
+            each = []
+            for t in range(self.n_tokens):
+                sums = [load_at(b, a, I32, t * self.token_bytes + 4 * i) for i in range(n_sums)]
+                each.append(b.mul(functools.reduce(b.add, sums), ir.Constant(I32, factor)))
             return _join(b, [splat(b, each[i % self.n_tokens], 16) for i in range(self.n)])
 
         return make(self.ints, [address], code)
