@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from gemmafile.kernels import amx
 from gemmafile.kernels.formats_on import FORMAT_MODULES, format_module
 from gemmafile.kernels.replay import PRODUCTS
 from gemmafile.kernels.single import run_product
@@ -16,7 +17,13 @@ ROWS = (4, 37, 66)
 
 def product(name: str, kind: str, x: np.ndarray, rows: np.ndarray, n_threads: int = 1) -> np.ndarray:
     p = PRODUCTS[name]
-    return run_product(getattr(p, kind), p.packing, x, rows, n_threads)
+    packing = p.packing_unit if kind == "matmul_unit" else p.packing
+    return run_product(getattr(p, kind), packing, x, rows, n_threads)
+
+
+def kinds_of_many(name: str) -> list[str]:
+    """The kernels for many tokens that this machine has."""
+    return ["matmul", "matmul_unit"] if PRODUCTS[name].matmul_unit and amx.is_ready() else ["matmul"]
 
 
 def columns_of(name: str) -> tuple[int, ...]:
@@ -57,7 +64,7 @@ def test_threads_do_not_change_the_answer(name: str) -> None:
     rng = np.random.default_rng(8)
     n_columns = columns_of(name)[-1]
     rows, x = random_rows(name, rng, 300, n_columns), activations(rng, 7, n_columns)
-    for kind in ("matvec", "matmul"):
+    for kind in ("matvec", *kinds_of_many(name)):
         alone = product(name, kind, x[:3] if kind == "matvec" else x, rows)
         for n_threads in (2, 5):
             many = product(name, kind, x[:3] if kind == "matvec" else x, rows, n_threads)
@@ -75,7 +82,7 @@ def test_any_bytes_are_weights(name: str) -> None:
     wanted = module.multiply(x, rows)
     assert np.isnan(wanted).any()
     assert np.isfinite(wanted).any()
-    for kind in ("matvec", "matmul"):
+    for kind in ("matvec", *kinds_of_many(name)):
         np.testing.assert_array_equal(product(name, kind, x, rows), wanted)
 
 
@@ -90,7 +97,7 @@ def test_activations_of_zero_infinity_and_nan(name: str) -> None:
     wanted = format_module(name).multiply(x, rows)
     assert np.isnan(wanted[1:4]).all()
     assert np.isfinite(wanted[[0, 4, 5]]).all()
-    for kind in ("matvec", "matmul"):
+    for kind in ("matvec", *kinds_of_many(name)):
         np.testing.assert_array_equal(product(name, kind, x, rows), wanted)
 
 
@@ -109,5 +116,17 @@ def test_nothing_past_the_weights_is_read(name: str) -> None:
     assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(base + size), ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
     at_the_end = np.frombuffer(guarded, np.uint8, size)[size - rows.nbytes :].reshape(rows.shape)
     at_the_end[:] = rows
-    for kind in ("matvec", "matmul"):
+    for kind in ("matvec", *kinds_of_many(name)):
         np.testing.assert_array_equal(product(name, kind, x, at_the_end), format_module(name).multiply(x, rows))
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if PRODUCTS[name].matmul_unit])
+def test_the_matrix_unit_gives_the_same_bits(name: str) -> None:
+    if not amx.is_ready():
+        pytest.skip("no matrix unit (AMX) that works on this machine")
+    rng = np.random.default_rng(12)
+    for n_columns in columns_of(name):
+        for n_rows, n_tokens in ((4, 1), (37, 13), (131, 33), (300, 70)):
+            rows, x = random_rows(name, rng, n_rows, n_columns), activations(rng, n_tokens, n_columns)
+            got, wanted = product(name, "matmul_unit", x, rows), format_module(name).multiply(x, rows)
+            np.testing.assert_array_equal(got, wanted, f"{n_rows} rows, {n_columns} columns, {n_tokens} tokens")

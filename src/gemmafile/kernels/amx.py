@@ -1,14 +1,16 @@
 """Intel's matrix unit (AMX): eight tiles of 16 rows x 64 bytes, multiplied as bytes into int32, exactly.
 
 `Tiles` makes the intrinsics; kernels that use them begin with `configure` and end with `release`. A process must ask
-the system for the unit before its threads touch it (`request`), and a virtual machine may announce AMX and yet
-trap on it: `works` tries it once in a process of its own.
+the system for the unit before its threads touch it, and a virtual machine may announce AMX and yet trap on it: it is
+tried once, in a process of its own, and the outcome is kept beside the kernels (`is_ready`).
 Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import os
 import platform
 import subprocess
 import sys
@@ -44,6 +46,36 @@ sys.exit(0 if (out == 64 * 3).all() else 1)
 """
 
 
+@cache
+def is_ready() -> bool:
+    """Can kernels use the matrix unit in this process? The answer of the trial is kept; GEMMAFILE_AMX=0 says no."""
+    if os.environ.get("GEMMAFILE_AMX") == "0" or not (_is_announced() and request()):
+        return False
+    from gemmafile.kernels.compile import cache_folder
+
+    kept = cache_folder() / "amx"
+    with contextlib.suppress(OSError):
+        return kept.read_text() == "works"
+    outcome = works()
+    with contextlib.suppress(OSError):
+        temporary = kept.with_name(f"amx.{os.getpid()}")
+        temporary.write_text("works" if outcome else "does not work")
+        os.replace(temporary, kept)
+    return outcome
+
+
+def _is_announced() -> bool:
+    """By the features that code is made for."""
+    given = os.environ.get("NUMBA_CPU_FEATURES")
+    if given is not None:
+        return "+amx-int8" in given.split(",")
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as f:
+            return "amx_int8" in next((line for line in f if line.startswith("flags")), "").split()
+    except OSError:
+        return False
+
+
 def works() -> bool:
     """Does the matrix unit give right answers here? Tried in a child, which may die of it."""
     command = [sys.executable, "-c", _TRIAL]
@@ -59,7 +91,7 @@ def works() -> bool:
 
 
 @cache
-def tiles() -> "Tiles":
+def tiles() -> Tiles:
     return Tiles()
 
 

@@ -14,7 +14,7 @@ tokens side by side:
     byte 128-143  d       float32[4]
     byte 144-159  minus the sum of q, int32[4]
     byte 160-175  d times the sum of q, float32[4]
-A quad past the end of a row holds zeros.
+A quad past the end of a row holds zeros. "int8_32_many", for the matrix unit, has q block by block, int8[4][32].
 
 "bf16": rows of bfloat16. Exactly what `quantize_activations` of a format states; twins in `activations.py`.
 """
@@ -37,13 +37,18 @@ def padded_tokens(n: int) -> int:
     return -(-n // TOKEN_TILE) * TOKEN_TILE
 
 
+def allocated_tokens(n: int) -> int:
+    """Rows that buffers of activations and results have: whole tiles of any kernel, so that none needs a tail."""
+    return -(-n // 96) * 96
+
+
 def packed_bytes(kind: str, columns: int, tokens: int) -> int:
     """Bytes that a buffer for packed activations needs."""
     if kind == "int8_256":
-        return columns // 256 * SUPER_BYTES * padded_tokens(tokens)
-    if kind == "int8_32":
-        return -(-columns // 128) * QUAD_BYTES * padded_tokens(tokens)
-    return 2 * columns * padded_tokens(tokens) + 64
+        return columns // 256 * SUPER_BYTES * allocated_tokens(tokens)
+    if kind.startswith("int8_32"):
+        return -(-columns // 128) * QUAD_BYTES * allocated_tokens(tokens)
+    return 2 * columns * allocated_tokens(tokens) + 64
 
 
 def kernels() -> dict[str, Callable[..., None]]:
@@ -118,7 +123,16 @@ def kernels() -> dict[str, Callable[..., None]]:
                     before = total
                 store_f32(out + SUPER_D, d)
 
-    def int8_32(op, shared, thread):
+    def make_int8_32(block_step, half_step):
+        """First halves of blocks lie block_step bytes apart, the last half of one half_step after its first."""
+
+        def int8_32(op, shared, thread):
+            pack_quads(op, shared, block_step, half_step)
+
+        return int8_32
+
+    @simd.device
+    def pack_quads(op, shared, block_step, half_step):
         columns = load(op + COLUMNS)
         n_quads = quotient(columns + 127, 128)
         tokens = load(shared + load(op + ROWS))
@@ -137,8 +151,8 @@ def kernels() -> dict[str, Callable[..., None]]:
                     taint = fma(v1, splat(f32(0)), v0 * splat(f32(0)))
                     scale, d = scale_and_d(max_lanes(larger(absolute(v0), absolute(v1))), sum_lanes(taint))
                     q0, q1 = quantized(v0, scale), quantized(v1, scale)
-                    store_q(out + 16 * j, to_bytes(q0))
-                    store_q(out + 64 + 16 * j, to_bytes(q1))
+                    store_q(out + block_step * j, to_bytes(q0))
+                    store_q(out + block_step * j + half_step, to_bytes(q1))
                     total = sum_ints(q0 + q1)
                     store_f32(out + QUAD_D + 4 * j, d)
                     store_i32(out + QUAD_MINUS_SUMS + 4 * j, types.int32(-total))
@@ -161,4 +175,5 @@ def kernels() -> dict[str, Callable[..., None]]:
                 i += 1
 
     simd_store_bf16, simd_load_f32 = simd.store_bf16, simd.load_f32
-    return {"int8_256": int8_256, "int8_32": int8_32, "bf16": bf16}
+    int8_32, int8_32_many = make_int8_32(16, 64), make_int8_32(32, 16)
+    return {"int8_256": int8_256, "int8_32": int8_32, "int8_32_many": int8_32_many, "bf16": bf16}

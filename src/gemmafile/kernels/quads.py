@@ -48,7 +48,9 @@ class Quad:
 
 
 def build_kernels(f: Quad) -> dict[str, Callable[..., None]]:
-    return {"matvec": _make_matvec(f), "matmul": _make_matmul(f)}
+    from gemmafile.kernels import quads_amx
+
+    return {"matvec": _make_matvec(f), "matmul": _make_matmul(f), "matmul_amx": quads_amx.make_matmul(f)}
 
 
 def _make_matvec(f: Quad) -> Callable[..., None]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from gemmafile.kernels import attention, packing, pointwise, quads, superblocks
+from gemmafile.kernels import amx, attention, packing, pointwise, quads, quads_amx, superblocks, superblocks_amx
 from gemmafile.kernels.arena import Arena, aligned_bytes
 from gemmafile.kernels.backend import Trace
 from gemmafile.kernels.cache import KVCache
@@ -42,7 +42,7 @@ from gemmafile.kernels.ops import (
     YIELD,
     float_bits,
 )  # fmt: skip
-from gemmafile.kernels.packing import packed_bytes, padded_tokens
+from gemmafile.kernels.packing import allocated_tokens, packed_bytes
 from gemmafile.kernels.rotary import inverse_frequencies, rotary_table
 from gemmafile.kernels.threads import Team, yield_address
 from gemmafile.model.batch import Batch
@@ -64,21 +64,30 @@ from gemmafile.model.tape import (
 )  # fmt: skip
 from gemmafile.model.weights import ModelWeights, Weight
 
-FEW_TOKENS = 3
-"""Up to so many tokens are multiplied one by one straight from the weights' bytes; more go through a panel."""
+FEW_TOKENS, SEVERAL_TOKENS = 3, 24
+"""Up to FEW_TOKENS are multiplied one by one straight from the weights' bytes, more go through a panel of weights; more
+than SEVERAL_TOKENS through the matrix unit where there is one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """How a format is multiplied: kernels for few and many tokens, and what packs its activations."""
+    """How a format is multiplied: kernels for few and for more tokens, and what packs the activations for them.
+
+    `matmul_unit`, `packing_unit`  the same on a matrix unit, where the format has such kernels
+    """
 
     matvec: str
     matmul: str
     packing: str | None
+    matmul_unit: str | None = None
+    packing_unit: str | None = None
 
 
 PRODUCTS = {
-    name: Product(f"{name.lower()}.matvec", f"{name.lower()}.matmul", kind)
+    name: Product(
+        f"{name.lower()}.matvec", f"{name.lower()}.matmul", kind, f"{name.lower()}.matmul_amx",
+        "int8_32_many" if kind == "int8_32" else kind,
+    )
     for kind, names in {
         "int8_256": ("Q6_K", "Q5_K", "Q4_K", "IQ4_XS", "Q3_K", "Q2_K"),
         "int8_32": ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL"),
@@ -92,14 +101,23 @@ PRODUCTS = {
 
 @dataclass(slots=True)
 class Record:
-    """One operation as a kernel sees it; `many` is the kernel for more than FEW_TOKENS rows, if another."""
+    """One operation as a kernel sees it. `kernel` is for few rows; `several` and `many` are others for more, if any."""
 
     kernel: str
     fields: dict[int, int]
     rows: int = N_ROWS
+    several: str | None = None
     many: str | None = None
     barrier: bool = True
     values: tuple[Value, ...] = ()
+
+    def kernel_for(self, size_class: int) -> str:
+        choices = (self.kernel, self.several, self.many)
+        return next(kernel for kernel in choices[size_class::-1] if kernel is not None)
+
+    @property
+    def kernels(self) -> set[str]:
+        return {kernel for kernel in (self.kernel, self.several, self.many) if kernel is not None}
 
 
 @dataclass
@@ -131,16 +149,17 @@ class CpuReplay:
         """threads  that compute a single row · threads_batch  that compute several"""
         self._threads, self._threads_batch = threads, threads_batch
         self.config, self.weights, self.cache, self.max_rows = config, weights, cache, max_rows
-        self._arena = Arena(tape, padded_tokens(max_rows))
+        self._has_unit = amx.is_ready()
+        self._arena = Arena(tape, allocated_tokens(max_rows))
         self._packed = {
-            kind: aligned_bytes(size) for kind, size in _packed_sizes(tape, padded_tokens(max_rows)).items()
+            kind: aligned_bytes(size) for kind, size in _packed_sizes(tape, allocated_tokens(max_rows)).items()
         }
         self._rotations: dict[Rope, Rotation] = {}
         self._embed = next(op for op in tape.ops if isinstance(op, Embed))
         self._records = [record for op in tape.ops for record in self._records_of(op)]
         self._logits = writes(tape.ops[-1])[0]
         self._kernels = kernel_addresses(_kernel_names(self._records), say)
-        self._programs: dict[tuple[bool, bool], Program] = {}
+        self._programs: dict[tuple[int, int], Program] = {}
         self._allocate_pass(max(threads, threads_batch))
         self._team = Team(max(threads, threads_batch), self._kernels["threads.walk"])
 
@@ -150,7 +169,7 @@ class CpuReplay:
         assert 0 < batch.n_rows <= self.max_rows
         with np.errstate(all="ignore"):  # weights may be infinite or NaN: the sampler says so, once
             self._fill_pass(batch)
-        program = self._program(batch.n_rows > FEW_TOKENS, len(batch.outputs) > FEW_TOKENS)
+        program = self._program(_size_class(batch.n_rows), _size_class(len(batch.outputs)))
         program.ops[:, NEXT // 8] = 0
         if trace is None:
             self._walk(program.ops)
@@ -212,7 +231,8 @@ class CpuReplay:
         self._positions, self._outputs = np.zeros(n, np.int32), np.zeros(n, np.int32)
         self._row_tables, self._tiles = np.zeros(n, np.int64), np.zeros((n, TILE_BYTES // 8), np.int64)
         group = self.config.n_heads // self.config.n_kv_heads
-        needs = attention.scratch_bytes(group), superblocks.SCRATCH_NEEDED, quads.SCRATCH_NEEDED
+        products = (superblocks, quads, superblocks_amx, quads_amx)
+        needs = (attention.scratch_bytes(group), *(module.SCRATCH_NEEDED for module in products))
         scratch = -(-max(needs) // 4096) * 4096 + 128  # threads' scratch not at the same place in their pages
         self._scratch = aligned_bytes(scratch * threads)
         values = {
@@ -223,19 +243,19 @@ class CpuReplay:
         for at, value in values.items():
             self._shared[at // 8] = value
 
-    def _program(self, many_rows: bool, many_outputs: bool) -> Program:
-        key = (many_rows, many_outputs)
+    def _program(self, rows: int, outputs: int) -> Program:
+        key = (rows, outputs)
         if key not in self._programs:
             self._programs[key] = self._choose_kernels(*key)
         return self._programs[key]
 
-    def _choose_kernels(self, many_rows: bool, many_outputs: bool) -> Program:
+    def _choose_kernels(self, rows: int, outputs: int) -> Program:
+        """The records with the kernels for these size classes of rows and outputs."""
         ops = aligned_bytes(OP_BYTES * len(self._records)).view(np.int64).reshape(-1, OP_BYTES // 8)
         program = Program(ops)
         first = 0
         for i, record in enumerate(self._records):
-            many = many_outputs if record.rows == N_OUTPUTS else many_rows
-            kernel = record.many if many and record.many else record.kernel
+            kernel = record.kernel_for(outputs if record.rows == N_OUTPUTS else rows)
             fields = {KERNEL: self._kernels[kernel], BARRIER: int(record.barrier), ROWS: record.rows, **record.fields}
             for at, value in fields.items():
                 ops[i, at // 8] = value
@@ -318,22 +338,22 @@ class CpuReplay:
 
     def _matmul(self, op: MatMul) -> list[Record]:
         """Pack the activations for each kind of weights there is, then multiply; no waiting in between."""
-        records = []
-        for kind in dict.fromkeys(PRODUCTS[w.format.name].packing for w in op.weights):
-            if kind is not None:
-                records.append(self._pack(op.x, kind))
+        products = [PRODUCTS[w.format.name] for w in op.weights]
+        kinds = {p.packing: p.packing_unit for p in products if p.packing is not None}
+        records = [self._pack(op.x, kind, unit_kind) for kind, unit_kind in kinds.items()]
         for weight, out in zip(op.weights, op.outs, strict=True):
             record = self._product(op.x, weight, out)
             record.barrier = weight is op.weights[-1]
             records.append(record)
         return records
 
-    def _pack(self, x: Value, kind: str) -> Record:
+    def _pack(self, x: Value, kind: str, unit_kind: str | None) -> Record:
         fields = {
             packing.X: self._arena.address(x), packing.X_STRIDE: self._arena.stride(x),
             packing.PACKED: self._packed[kind].ctypes.data, packing.COLUMNS: x.width,
         }  # fmt: skip
-        return Record(f"packing.{kind}", fields)
+        many = f"packing.{unit_kind}" if unit_kind is not None and self._has_unit else None
+        return Record(f"packing.{kind}", fields, many=many)
 
     def _product(self, x: Value, weight: Weight, out: Value) -> Record:
         product = PRODUCTS[weight.format.name]
@@ -344,7 +364,8 @@ class CpuReplay:
             s.PACKED_STRIDE: 2 * x.width if kind else self._arena.stride(x),
             s.OUT: self._arena.address(out), s.OUT_STRIDE: self._arena.stride(out),
         }  # fmt: skip
-        return Record(product.matvec, fields, many=product.matmul)
+        many = product.matmul_unit if self._has_unit else None
+        return Record(product.matvec, fields, several=product.matmul, many=many)
 
     def _attention(self, op: Attention) -> list[Record]:
         a, cache, arena = attention, self.cache, self._arena
@@ -371,12 +392,15 @@ class CpuReplay:
         self._team.close()
 
 
+def _size_class(n_rows: int) -> int:
+    """0 few, 1 several, 2 many."""
+    return (n_rows > FEW_TOKENS) + (n_rows > SEVERAL_TOKENS)
+
+
 def _kernel_names(records: list[Record]) -> set[str]:
     names = {"threads.walk"}
     for record in records:
-        names.add(record.kernel)
-        if record.many:
-            names.add(record.many)
+        names |= record.kernels
     return names
 
 

@@ -26,7 +26,7 @@ from gemmafile.kernels.ops import (
     SHARED_BYTES,
     YIELD,
 )  # fmt: skip
-from gemmafile.kernels.packing import padded_tokens
+from gemmafile.kernels.packing import allocated_tokens
 from gemmafile.kernels.threads import Team, yield_address
 
 SCRATCH_SIZE = 1 << 18
@@ -98,10 +98,10 @@ def make_product(
     n = len(rows)
     stride = -(-n // 32) * 32
     single = Single(n_tokens, n_threads)
-    inputs = aligned(4 * padded_tokens(n_tokens) * columns + 64)[: 4 * padded_tokens(n_tokens) * columns]
+    inputs = aligned(4 * allocated_tokens(n_tokens) * columns + 64)[: 4 * allocated_tokens(n_tokens) * columns]
     inputs = inputs.view(np.float32).reshape(-1, columns)
     inputs[:n_tokens] = x
-    out = aligned(4 * padded_tokens(n_tokens) * stride).view(np.float32).reshape(-1, stride)
+    out = aligned(4 * allocated_tokens(n_tokens) * stride).view(np.float32).reshape(-1, stride)
     packed, packed_address = None, address(inputs)
     if packing_kind:
         packed = aligned(packing.packed_bytes(packing_kind, columns, n_tokens))

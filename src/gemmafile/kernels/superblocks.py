@@ -66,7 +66,9 @@ class SuperBlock:
 
 
 def build_kernels(f: SuperBlock) -> dict[str, Callable[..., None]]:
-    return {"matvec": _make_matvec(f), "matmul": _make_matmul(f)}
+    from gemmafile.kernels import superblocks_amx
+
+    return {"matvec": _make_matvec(f), "matmul": _make_matmul(f), "matmul_amx": superblocks_amx.make_matmul(f)}
 
 
 def _make_matvec(f: SuperBlock) -> Callable[..., None]:
@@ -78,7 +80,7 @@ def _make_matvec(f: SuperBlock) -> Callable[..., None]:
     load, load_f32, atomic_add, quotient = simd.load_i64, simd.load_f32, simd.atomic_add, simd.quotient
     load_a, load_sums, store_4, splat_4 = simd.load_i8x64, simd.load_i32x16, simd.store_f32x4, simd.splat_f32x4
     fma_4, to_float_4 = simd.fma_x4, simd.i32_to_f32x4
-    bytes_, d_at, min_at, chunk, scales = f.bytes, f.d, f.min_scale, f.chunk, f.scales or _no_scales()
+    bytes_, d_at, min_at, chunk, scales = f.bytes, f.d, f.min_scale, f.chunk, f.scales or no_scales()
     has_scales, has_minimum, has_offset, offset = f.sub_scales > 0, f.sub_minima > 0, f.offset > 0, f.offset
     v16, u64, s64 = emit.vec("i32", 16), emit.vec("u8", 64), emit.vec("i8", 64)
     lanes_per_sub = 64 // max(f.sub_scales, 4)  # of the 16 lanes of a chunk's dot product
@@ -209,7 +211,7 @@ def _make_matmul(f: SuperBlock) -> Callable[..., None]:
 
     load, load_f16, store_f32, atomic_add = simd.load_i64, simd.load_f16, simd.store_f32, simd.atomic_add
     quotient, prefetch, store_bytes, store_ints = simd.quotient, simd.prefetch, simd.store_u8x64, simd.store_i32x16
-    bytes_, d_at, min_at, chunk, scales = f.bytes, f.d, f.min_scale, f.chunk, f.scales or _no_scales()
+    bytes_, d_at, min_at, chunk, scales = f.bytes, f.d, f.min_scale, f.chunk, f.scales or no_scales()
     has_scales, has_minimum, has_offset, sub_blocks = f.sub_scales > 0, f.sub_minima > 0, f.offset > 0, f.sub_scales
     has_scale_panel = has_scales or has_minimum
     sub_size = 256 // (sub_blocks or 4)  # without sub-scales a step is a chunk
@@ -324,7 +326,8 @@ def _make_matmul(f: SuperBlock) -> Callable[..., None]:
     return matmul
 
 
-def _no_scales() -> Any:
+def no_scales() -> Any:
+    """`scales` of a format that has none."""
     from gemmafile.kernels import simd
 
     zero = simd.constants("i32", [0] * 16)
