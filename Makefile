@@ -47,7 +47,7 @@ lint: .venv-check/ready
 	.venv-check/bin/mypy
 
 bench: .venv/ready
-	@model=$$(.venv/bin/python tools/get_model.py $(MODEL)) && .venv/bin/python -m tools.bench "$$model"
+	@model=$$(.venv/bin/python tools/get_model.py $(MODEL)) && .venv/bin/gemmafile bench "$$model" $(if $(wildcard .llamacpp/bin/llama-bench),--vs llamacpp)
 
 # --- upkeep ---------------------------------------------------------------------------------------------------------
 

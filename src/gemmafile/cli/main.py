@@ -18,6 +18,7 @@ from gemmafile.errors import BadSettings, GemmafileError, nearest
 COMMANDS = {
     "run": ("gemmafile.cli.run", "chat with a model, or let it go on from a text (the default command)"),
     "inspect": ("gemmafile.cli.inspect", "what a model file holds"),
+    "bench": ("gemmafile.cli.bench", "how fast a model runs here, beside the machine's limits"),
     "perplexity": ("gemmafile.cli.perplexity", "how well a model predicts a text"),
 }
 

@@ -1,0 +1,155 @@
+"""Rounds: everything is measured once in each, in turn, because a shared machine changes from minute to minute.
+
+A round has, for each number of threads: the machine's limits, then at each depth our runs and each rival's, then the
+batches. `Measured` is what comes out; `report.py` shows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from gemmafile.bench import machine
+from gemmafile.bench.machine import Limits, Machine
+from gemmafile.bench.rivals import Rival, RivalFailed, Task
+from gemmafile.bench.runs import Runs, Trial, context_needed
+from gemmafile.bench.work import Work, count_work, weight_names
+from gemmafile.engine.engine import Engine, free_memory_bytes
+from gemmafile.errors import BackendUnavailable
+from gemmafile.files.gguf import ModelFile
+from gemmafile.files.open import open_model
+from gemmafile.kernels.compile import why_not
+from gemmafile.model.record import record
+from gemmafile.settings import ContextSettings
+
+WARM_UP_TOKENS = 8
+MOST_ANONYMOUS = 4
+"""One part in so many of the free memory is taken for reading it, at most."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure. `prompt`, `predict`  tokens to read and to make; 0: not timed · `rows`  sizes of batches"""
+
+    threads: tuple[int, ...]
+    prompt: int = 512
+    predict: int = 128
+    depths: tuple[int, ...] = (0,)
+    rows: tuple[int, ...] = ()
+    repetitions: int = 3
+
+    def trials(self, threads: int, depth: int | None = None) -> list[Trial]:
+        """The trials of one number of threads, at one depth; without a depth, the batches."""
+        if depth is None:
+            return [Trial("batch", self.predict, threads, rows=rows) for rows in self.rows if self.predict]
+        sizes = {"prefill": self.prompt, "decode": self.predict}
+        return [Trial(kind, n, threads, depth) for kind, n in sizes.items() if n]
+
+    def all_trials(self) -> list[Trial]:
+        return [trial for t in self.threads for depth in (*self.depths, None) for trial in self.trials(t, depth)]
+
+
+@dataclass
+class Result:
+    """Tokens a second of one trial, a number each round: ours, and the rival's by its settings.
+
+    `core_shares`  of our threads, see Timing
+    """
+
+    trial: Trial
+    work: Work
+    ours: list[float] = field(default_factory=list)
+    core_shares: list[float] = field(default_factory=list)
+    rival: dict[str, list[float]] = field(default_factory=dict)
+
+
+@dataclass
+class Measured:
+    """All that came out. `failures`  what became of a rival's setting that gave nothing"""
+
+    path: Path
+    plan: Plan
+    weight_bytes: int
+    limits: dict[int, Limits]
+    results: dict[Trial, Result]
+    rival: Rival | None = None
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+def measure(path: Path, plan: Plan, rival: Rival | None, say: Callable[[str], None]) -> Measured:
+    """Measure a model. `say` gets a line before each part of a round.
+
+    Raises BadFile or UnsupportedModel for the file, BackendUnavailable where kernels cannot be compiled.
+    """
+    reason = why_not()
+    if reason is not None:
+        raise BackendUnavailable(f"bench measures the compiled kernels: {reason}")
+    with ExitStack() as stack:
+        file = stack.enter_context(open_model(path))
+        bench = Bench(file, plan, rival, say, stack)
+        for number in range(plan.repetitions):
+            for n_threads in plan.threads:
+                say(f"round {number + 1} of {plan.repetitions}, {n_threads} threads")
+                bench.run_round(n_threads)
+        return bench.measured
+
+
+class Bench:
+    """Everything opened and warm. What `stack` is given is closed by it."""
+
+    def __init__(self, file: ModelFile, plan: Plan, rival: Rival | None, say: Callable[[str], None], stack: ExitStack):
+        self.plan, self.path, self.say = plan, Path(file.path), say
+        context = context_needed(plan.all_trials())
+        engines = {t: Engine(file, ContextSettings(threads=t, context=context), say) for t in plan.threads}
+        engine = engines[plan.threads[0]]
+        tape = record(engine.config, engine.weights)
+        segments = machine.mapped_segments(file, weight_names(tape))
+        anonymous = machine.anonymous_memory(
+            min(machine.ANONYMOUS_BYTES, free_memory_bytes() // MOST_ANONYMOUS or machine.ANONYMOUS_BYTES)
+        )
+        self.runs, self.machines = {}, {}
+        for t, engine in engines.items():
+            stack.callback(engine.close)
+            if plan.depths != (0,):
+                say(f"reading to a depth of {max(plan.depths)} tokens, {t} threads")
+            self.runs[t] = Runs(engine, [trial for trial in plan.all_trials() if trial.threads == t])
+            self.machines[t] = Machine(t, segments, anonymous)
+            stack.callback(self.machines[t].close)
+        results = {trial: Result(trial, count_work(tape, trial.passes(engine.max_rows))) for trial in plan.all_trials()}
+        n_bytes = sum(size for _, size in segments)
+        self.measured = Measured(self.path, plan, n_bytes, {t: Limits() for t in plan.threads}, results, rival)
+        for trial in results:
+            self.runs[trial.threads].time(replace(trial, tokens=min(trial.tokens, WARM_UP_TOKENS)))
+
+    def run_round(self, n_threads: int) -> None:
+        limits, take = self.measured.limits[n_threads], self.machines[n_threads].measure
+        for depth in (*self.plan.depths, None):
+            limits.raise_to(take())
+            for trial in self.plan.trials(n_threads, depth):
+                timing, result = self.runs[n_threads].time(trial), self.measured.results[trial]
+                result.ours.append(trial.tokens_made / timing.seconds)
+                result.core_shares.append(timing.core_share)
+            if depth is not None:
+                self.run_rival(n_threads, depth)
+        limits.raise_to(take())
+
+    def run_rival(self, n_threads: int, depth: int) -> None:
+        """Each setting of the rival once; one that fails is not tried again."""
+        measured, rival = self.measured, self.measured.rival
+        if rival is None:
+            return
+        task = Task(self.plan.prompt, self.plan.predict, depth, n_threads)
+        for setting in rival.settings:
+            if setting in measured.failures:
+                continue
+            try:
+                rates = rival.run(self.path, task, setting)
+            except RivalFailed as error:
+                measured.failures[setting] = str(error)
+                self.say(f"{rival.name}, {setting}: {error}")
+                continue
+            for trial in self.plan.trials(n_threads, depth):
+                if trial.kind in rates:
+                    measured.results[trial].rival.setdefault(setting, []).append(rates[trial.kind])
