@@ -57,43 +57,32 @@ def five_bit_halves(high_at: int, low_at: int) -> Any:
     from gemmafile.kernels import emit, simd
     from gemmafile.kernels.quads import nibble_halves
 
-    low_bits = nibble_halves(low_at)
-    words, bytes_ = emit.vec("i32", 4), emit.vec("u8", 64)
-    four_words = emit.make(words, [emit.address] * 4, _join_words)
-    fifth_bits = emit.make(bytes_, [words, emit.address], _spread_bits)
+    low_bits, bytes_ = nibble_halves(low_at), emit.vec("u8", 64)
+    fifth_of_first, fifth_of_last = (
+        emit.make(bytes_, [bytes_] + [emit.address] * 4, _fifth_bits(high_at + 2 * half)) for half in range(2)
+    )
 
     @simd.device
     def halves(p0, p1, p2, p3):
         low, high = low_bits(p0, p1, p2, p3)
-        bits = four_words(p0 + high_at, p1 + high_at, p2 + high_at, p3 + high_at)
-        return low | fifth_bits(bits, 0), high | fifth_bits(bits, 1)
+        return fifth_of_first(low, p0, p1, p2, p3), fifth_of_last(high, p0, p1, p2, p3)
 
     return halves
 
 
-def _join_words(b: Any, *at: Any) -> Any:
-    """The four bytes of high bits of four blocks."""
+def _fifth_bits(high_at: int) -> Callable[..., Any]:
+    """with_fifth(low, p0, p1, p2, p3): 64 bytes, and 16 more in each whose bit is set; 16 bits at every p + high_at."""
     import llvmlite.ir as ir
 
     from gemmafile.kernels import emit
 
-    v = ir.Constant(ir.VectorType(emit.I32, 4), ir.Undefined)
-    for i, a in enumerate(at):
-        v = b.insert_element(v, emit.load_at(b, a, emit.I32), ir.Constant(emit.I32, i))
-    return v
+    def code(b: Any, low: Any, *blocks: Any) -> Any:
+        bits = ir.Constant(emit.I64, 0)
+        for i, p in enumerate(blocks):
+            sixteen = b.zext(emit.load_at(b, p, emit.I16, high_at), emit.I64)
+            bits = b.or_(bits, b.shl(sixteen, ir.Constant(emit.I64, 16 * i)))
+        is_set = b.bitcast(bits, ir.VectorType(emit.I1, 64))
+        sixteen, zero = emit.splat_constant(low.type, 16), emit.splat_constant(low.type, 0)
+        return b.or_(low, b.select(is_set, sixteen, zero))
 
-
-def _spread_bits(b: Any, words: Any, half: Any) -> Any:
-    """Bit i of half a word of each block -> 16 in byte i of the block's 16, else 0; half 0 or 1 is a constant."""
-    import llvmlite.ir as ir
-
-    from gemmafile.kernels import emit
-
-    # Every byte gets the byte of the word that holds its bit, then keeps that bit.
-    bits = b.bitcast(words, ir.VectorType(emit.I8, 16))
-    first = emit.shuffle(b, bits, bits, [4 * (i // 16) + i % 16 // 8 for i in range(64)])
-    second = emit.shuffle(b, bits, bits, [4 * (i // 16) + 2 + i % 16 // 8 for i in range(64)])
-    spread = b.select(b.icmp_signed("==", half, ir.Constant(emit.I64, 0)), first, second)
-    masks = emit.constant(spread.type, [1 << i % 8 for i in range(64)])
-    is_set = b.icmp_signed("!=", b.and_(spread, masks), emit.splat_constant(spread.type, 0))
-    return b.select(is_set, emit.splat_constant(spread.type, 16), emit.splat_constant(spread.type, 0))
+    return code

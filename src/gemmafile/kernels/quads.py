@@ -96,11 +96,12 @@ def _make_matvec(f: Quad) -> Callable[..., None]:
         floats = b.sitofp(sums, ir.VectorType(emit.F32, 16))
         for j in range(4):
             at = blocks[4 * j : 4 * j + 4]
-            d = b.fmul(_four_halves(b, at, 0), emit.splat(b, emit.load_at(b, a, emit.F32, QUAD_D + 4 * j), 4))
+            by_row, added = _scales_of_rows(b, at, added_at)
+            d = b.fmul(by_row, emit.splat(b, emit.load_at(b, a, emit.F32, QUAD_D + 4 * j), 4))
             acc = emit.fma_f32(b, emit.shuffle(b, floats, floats, range(4 * j, 4 * j + 4)), d, acc)
-            if added_at is not None:
+            if added is not None:
                 total = emit.splat(b, emit.load_at(b, a, emit.F32, QUAD_D_SUMS + 4 * j), 4)
-                acc = emit.fma_f32(b, _four_halves(b, at, added_at), total, acc)
+                acc = emit.fma_f32(b, added, total, acc)
         return acc
 
     start = emit.make(v16, [emit.address], start_code)
@@ -186,16 +187,22 @@ def nibble_halves(first_byte: int) -> Any:
     return halves
 
 
-def _four_halves(b: Any, at: Any, offset: int) -> Any:
-    """The float16 at four addresses: <4 x float>."""
+def _scales_of_rows(b: Any, at: Any, added_at: int | None) -> tuple[Any, Any]:
+    """The float16 at four addresses as <4 x float>, and those at `added_at`, right behind them, or None."""
     import llvmlite.ir as ir
 
     from gemmafile.kernels import emit
 
-    v = ir.Constant(ir.VectorType(emit.I16, 4), ir.Undefined)
+    assert added_at in (None, 2)
+    kind = emit.I16 if added_at is None else emit.I32
+    v = ir.Constant(ir.VectorType(kind, 4), ir.Undefined)
     for i, a in enumerate(at):
-        v = b.insert_element(v, emit.load_at(b, a, emit.I16, offset), ir.Constant(emit.I32, i))
-    return emit.half_to_f32(b, v)
+        v = b.insert_element(v, emit.load_at(b, a, kind), ir.Constant(emit.I32, i))
+    if added_at is None:
+        return emit.half_to_f32(b, v), None
+    pairs = b.bitcast(v, ir.VectorType(emit.I16, 8))
+    both = emit.half_to_f32(b, emit.shuffle(b, pairs, pairs, [0, 2, 4, 6, 1, 3, 5, 7]))
+    return emit.half(b, both, 0), emit.half(b, both, 1)
 
 
 def _make_matmul(f: Quad) -> Callable[..., None]:

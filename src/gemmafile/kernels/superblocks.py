@@ -370,22 +370,14 @@ def by_chunk(make: Callable[[int], Any]) -> Any:
 
 
 def sub_words() -> Any:
-    """words(j, s): u16x32; of 16 bytes s, one for each sub-block of 16, each byte beside its weights in chunk j."""
-    from gemmafile.kernels import emit, simd
+    """words(j, s): u16x32: 16 bytes s, one for each sub-block of 16, as a word beside its weights of chunk j."""
+    from gemmafile.kernels import simd
 
-    def words(j: int) -> Any:
-        t = emit.vec("u8", 16)
-
-        def code(b: Any, s: Any, zeros: Any) -> Any:
-            spread = emit.shuffle(b, s, zeros, [16 if i % 2 else 4 * j + i // 16 for i in range(64)])
-            return b.bitcast(spread, emit.vec("u16", 32).llvm)
-
-        return emit.make(emit.vec("u16", 32), [t, t], code)
-
-    chosen, zeros = by_chunk(words), simd.constants("u8", [0] * 16)
+    widen = simd.converter("u8", "u16", 16)
+    chosen = by_chunk(lambda j: simd.shuffler("u16", 16, [4 * j + i // 8 for i in range(32)]))
 
     @simd.device
-    def spread(j, s):
-        return chosen(j, s, zeros())
+    def words(j, s):
+        return chosen(j, widen(s), widen(s))
 
-    return spread
+    return words
