@@ -1,6 +1,6 @@
 """One product kernel in the laboratory: is it its NumPy twin bit for bit, and how near the machine's limit does it run?
 
-    python -m tools.kernel_lab FORMAT [--kind matvec|matmul|batch] [--rows N] [--columns N] [--tokens N] [--threads N]
+    python -m tools.kernel_lab FORMAT [--kind matvec|matmul|unit|batch] [--rows N] [--columns N] [--tokens N] ...
 
 The limits (bytes read from the same weights, the peak of the arithmetic) are measured between the runs. Rates are
 given by the clock and by processor time, which is right on a shared machine as well, waiting for memory included.
@@ -18,13 +18,13 @@ import numpy as np
 from gemmafile.bench.machine import Peak, Rate, Reader, take_rate
 from gemmafile.bench.work import arithmetic_of
 from gemmafile.engine.engine import physical_cores
+from gemmafile.kernels import amx
 from gemmafile.kernels.formats_on import FORMAT_MODULES, format_module
-from gemmafile.kernels.replay import FEW_TOKENS, PRODUCTS
+from gemmafile.kernels.replay import FEW_TOKENS, PRODUCTS, SEVERAL_TOKENS
 from gemmafile.kernels.single import address, make_product
 from tests.kernels.random_blocks import random_rows
 
-PEAKS = {"int8": "int8_dot", "bf16": "bf16_dot", "f32": "f32_fma"}
-TOKENS = {"matvec": 1, "matmul": 510, "batch": 8}
+TOKENS = {"matvec": 1, "matmul": 510, "unit": 510, "batch": 8}
 COLD_BYTES = 256 << 20
 """Weights of a matvec come from memory, as they do when a model makes a token: no cache holds so many."""
 DRAWN_ROWS = 4096
@@ -32,13 +32,15 @@ DRAWN_ROWS = 4096
 CHECKED_ROWS, CHECKED_TOKENS = 67, 13
 
 
-def kernel_of(name: str, kind: str, n_tokens: int) -> str:
-    """The kernel of a format; "batch" is the one that the engine takes for so many tokens."""
+def kernel_of(name: str, kind: str, n_tokens: int) -> tuple[str | None, str | None, str]:
+    """(kernel, packing, kind of arithmetic); "batch" is what the engine takes for so many tokens."""
     product = PRODUCTS[name]
-    if kind == "batch" and not hasattr(product, "batch"):
-        kind = "matvec" if n_tokens <= FEW_TOKENS else "matmul"
-    kernel: str = getattr(product, kind)
-    return kernel
+    has_unit = product.matmul_unit is not None and amx.is_ready()
+    if kind == "batch":
+        kind = "matvec" if n_tokens <= FEW_TOKENS else "unit" if n_tokens > SEVERAL_TOKENS and has_unit else "matmul"
+    if kind == "unit":
+        return product.matmul_unit if has_unit else None, product.packing_unit, "unit"
+    return {"matvec": product.matvec, "matmul": product.matmul}[kind], product.packing, arithmetic_of(name, 1)
 
 
 def make_weights(name: str, n_rows: int, n_columns: int) -> np.ndarray:
@@ -61,18 +63,20 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("format", choices=FORMAT_MODULES, metavar="FORMAT", help=", ".join(FORMAT_MODULES))
     parser.add_argument("--kind", choices=TOKENS, default="matvec")
-    parser.add_argument("--rows", type=int, help="of weights (default: 256 MB of them, 2304 for matmul)")
+    parser.add_argument("--rows", type=int, help="of weights (default: 256 MB of them, 2304 for matmul and unit)")
     parser.add_argument("--columns", type=int, default=2304)
-    parser.add_argument("--tokens", type=int, help="(default: 1, 510 for matmul, 8 for batch)")
+    parser.add_argument("--tokens", type=int, help="(default: 1, 510 for matmul and unit, 8 for batch)")
     parser.add_argument("--threads", type=int, default=physical_cores())
     parser.add_argument("--repeats", type=int, default=7)
     args = parser.parse_args(words)
     module = format_module(args.format)
     row_bytes = args.columns // module.BLOCK * module.BYTES
-    n_rows = args.rows or (2304 if args.kind == "matmul" else COLD_BYTES // row_bytes)
+    n_rows = args.rows or (2304 if args.kind in ("matmul", "unit") else COLD_BYTES // row_bytes)
     n_tokens = args.tokens or TOKENS[args.kind]
     if args.columns % module.BLOCK or min(n_rows, n_tokens, args.columns, args.threads, args.repeats) < 1:
         parser.error(f"all numbers are 1 or more, and columns a multiple of {module.BLOCK} for {args.format}")
+    if kernel_of(args.format, args.kind, n_tokens)[0] is None:
+        parser.error(f"there is no matrix unit here, or no kernel of {args.format} for it")
     return experiment(args.format, args.kind, n_rows, args.columns, n_tokens, args.threads, args.repeats)
 
 
@@ -80,15 +84,16 @@ def experiment(name: str, kind: str, n_rows: int, n_columns: int, n_tokens: int,
     """Checks, times and prints; returns the exit code."""
     rows = make_weights(name, n_rows, n_columns)
     x = np.random.default_rng(3).standard_normal((n_tokens, n_columns), np.float32)
-    kernel = kernel_of(name, kind, n_tokens)
+    kernel, packing, arithmetic = kernel_of(name, kind, n_tokens)
+    assert kernel is not None
     print(
         f"{kernel}: {n_rows} x {n_columns} weights ({rows.nbytes / 1e6:.0f} MB), {n_tokens} tokens, {n_threads} threads"
     )
-    single, out = make_product(kernel, PRODUCTS[name].packing, x, rows, n_threads)
+    single, out = make_product(kernel, packing, x, rows, n_threads)
     single.run()
     n_wrong = count_wrong(name, x, rows, out)
     print(f"WRONG: {n_wrong} of the numbers checked differ" if n_wrong else "bit for bit its NumPy twin")
-    reader, peak = Reader([(address(rows), rows.nbytes)], n_threads), Peak(PEAKS[arithmetic_of(name)], n_threads)
+    reader, peak = Reader([(address(rows), rows.nbytes)], n_threads), Peak(arithmetic, n_threads)
     taken: dict[str, list[Rate]] = {"bytes": [], "operations": [], "read": [], "peak": []}
     for _ in range(repeats):
         taken["read"].append(reader.rate())

@@ -10,6 +10,7 @@ from gemmafile.bench.machine import Limits, mapped_segments
 from gemmafile.bench.runs import Trial, context_needed
 from gemmafile.bench.work import Pass, Work, arithmetic_of, count_work, weight_names
 from gemmafile.files.open import open_model
+from gemmafile.kernels import amx
 from gemmafile.model.batch import PAGE
 from gemmafile.model.config import read_config
 from gemmafile.model.record import record
@@ -68,7 +69,13 @@ def test_a_window_bounds_what_a_row_sees(tape: Tape) -> None:
 
 @pytest.mark.parametrize(("name", "kind"), [("Q6_K", "int8"), ("Q4_0", "int8"), ("BF16", "bf16"), ("F16", "f32")])
 def test_formats_are_multiplied_as(name: str, kind: str) -> None:
-    assert arithmetic_of(name) == kind
+    assert arithmetic_of(name, 1) == kind
+
+
+def test_many_rows_go_through_the_matrix_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+    for is_ready, expected in ((True, ["int8", "unit", "f32"]), (False, ["int8", "int8", "f32"])):
+        monkeypatch.setattr(amx, "is_ready", lambda is_ready=is_ready: is_ready)
+        assert [arithmetic_of(name, rows) for name, rows in (("Q6_K", 8), ("Q6_K", 100), ("F32", 100))] == expected
 
 
 def test_the_least_time_is_work_by_limit() -> None:

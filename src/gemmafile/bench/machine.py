@@ -16,12 +16,15 @@ from typing import NamedTuple
 import numpy as np
 
 from gemmafile.files.gguf import ModelFile
-from gemmafile.kernels import limits
+from gemmafile.kernels import amx, limits
 from gemmafile.kernels.single import Single, address, aligned
 
 ANONYMOUS_BYTES = 512 << 20
 PEAK_S = 0.01
 """How long a peak is held in one measurement, about."""
+
+PEAKS = {"int8": "int8_dot", "bf16": "bf16_dot", "f32": "f32_fma", "unit": "unit_dot"}
+"""Arithmetic by its kind, and the kernel that measures it."""
 
 Segments = Sequence[tuple[int, int]]
 """(address, bytes) of pieces of memory."""
@@ -31,7 +34,8 @@ Segments = Sequence[tuple[int, int]]
 class Limits:
     """What some threads can do, in 10^9 a second: bytes, and operations (a multiplication or an addition each).
 
-    `read`  the model's mapped pages · `read_anonymous`  huge pages · `int8`, `bf16`, `f32`  dot products, fma
+    `read`  the model's mapped pages · `read_anonymous`  huge pages · `int8`, `bf16`, `f32`  dot products, fma ·
+    `unit`  int8 on the matrix unit, 0 where there is none
     """
 
     read: float = 0.0
@@ -39,6 +43,7 @@ class Limits:
     int8: float = 0.0
     bf16: float = 0.0
     f32: float = 0.0
+    unit: float = 0.0
 
     def raise_to(self, other: Limits) -> None:
         """A limit is the best that was seen of it."""
@@ -90,13 +95,15 @@ def _whole_lines(start: int, n_bytes: int) -> tuple[int, int]:
 
 
 class Peak:
-    """The arithmetic of one kind, "int8_dot", "bf16_dot" or "f32_fma", with nothing around it."""
+    """The arithmetic of one kind, a key of PEAKS, with nothing around it."""
 
-    def __init__(self, kernel: str, n_threads: int):
-        self._digests, self._operands = aligned(64 * n_threads), aligned(limits.PANEL_BYTES)
+    def __init__(self, kind: str, n_threads: int):
+        kernel = PEAKS[kind]
+        n_bytes = limits.panel_bytes(kernel)
+        self._digests, self._operands = aligned(64 * n_threads), aligned(n_bytes)
         # As float32 and as bfloat16 these are ordinary numbers: subnormal ones would be slow.
         rng = np.random.default_rng(1)
-        self._operands.view(np.float32)[:] = rng.uniform(0.5, 1.0, limits.PANEL_BYTES // 4)
+        self._operands.view(np.float32)[:] = rng.uniform(0.5, 1.0, n_bytes // 4)
         self._single = Single(1, n_threads)
         fields = {limits.PANEL: address(self._operands), limits.PEAK_DIGEST: address(self._digests)}
         self._single.add(f"limits.{kernel}", fields)
@@ -128,8 +135,8 @@ class Machine:
         self._probes: dict[str, Reader | Peak] = {
             "read": Reader(mapped, n_threads),
             "read_anonymous": Reader([(address(anonymous), anonymous.nbytes)], n_threads),
-            "int8": Peak("int8_dot", n_threads), "bf16": Peak("bf16_dot", n_threads), "f32": Peak("f32_fma", n_threads),
-        }  # fmt: skip
+            **{kind: Peak(kind, n_threads) for kind in PEAKS if kind != "unit" or amx.is_ready()},
+        }
         self.measure()  # the first touch of every page
 
     def measure(self) -> Limits:

@@ -18,7 +18,7 @@ QUIET_SHARE = 0.9
 
 LIMIT_NAMES = {
     "read": "read_gb_per_s", "read_anonymous": "read_anonymous_gb_per_s", "int8": "int8_gops", "bf16": "bf16_gflops",
-    "f32": "f32_gflops",
+    "f32": "f32_gflops", "unit": "matrix_unit_gops",
 }  # fmt: skip
 
 
@@ -87,10 +87,11 @@ def format_report(report: dict[str, Any]) -> Iterator[str]:
     yield f"{report['model']}: {report['weight_bytes'] / 1e9:.3f} GB of weights for a token"
     yield f"{report['cpu']}; {report['repetitions']} rounds{load}"
     yield ""
-    yield f"{'threads':>7}{'mapped GB/s':>13}{'memory GB/s':>13}{'int8 GOP/s':>12}{'bf16 GF/s':>11}{'f32 GF/s':>10}"
+    peaks = f"{'int8 GOP/s':>12}{'unit GOP/s':>12}{'bf16 GF/s':>11}{'f32 GF/s':>10}"
+    yield f"{'threads':>7}{'mapped GB/s':>13}{'memory GB/s':>13}{peaks}"
     for t in report["int8_gops"]:
-        read, anonymous, *peaks = (report[name][t] for name in LIMIT_NAMES.values())
-        yield f"{t:>7}{read:>13.1f}{anonymous:>13.1f}{peaks[0]:>12.0f}{peaks[1]:>11.0f}{peaks[2]:>10.0f}"
+        read, anonymous, int8, bf16, f32, unit = (report[name][t] for name in LIMIT_NAMES.values())
+        yield f"{t:>7}{read:>13.1f}{anonymous:>13.1f}{int8:>12.0f}{f'{unit:.0f}' if unit else '-':>12}{bf16:>11.0f}{f32:>10.0f}"
     yield ""
     rival = report.get("rival")
     theirs = f"{rival['name']:>28}{'ratio':>7}" if rival else ""

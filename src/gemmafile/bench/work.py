@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from gemmafile.bench.machine import Limits
+from gemmafile.kernels import amx
 from gemmafile.kernels.formats_on import format_module
+from gemmafile.kernels.replay import PRODUCTS, SEVERAL_TOKENS
 from gemmafile.model.tape import Attention, MatMul, Tape
 
 CACHE_BYTES = 2
@@ -28,7 +30,7 @@ class Pass:
 
 @dataclass
 class Work:
-    """Bytes read once, and operations (a multiplication or an addition each) on "int8", "bf16" and "f32" numbers."""
+    """Bytes read once, and operations (a multiplication or an addition each) by the limit that holds for them."""
 
     n_bytes: float = 0.0
     operations: dict[str, float] = field(default_factory=dict)
@@ -46,7 +48,7 @@ class Work:
 
     def compute_s(self, limits: Limits) -> float:
         """Seconds that the arithmetic takes at least."""
-        peaks = {"int8": limits.int8, "bf16": limits.bf16, "f32": limits.f32}
+        peaks = {"int8": limits.int8, "bf16": limits.bf16, "f32": limits.f32, "unit": limits.unit}
         return sum(n / peaks[kind] / 1e9 for kind, n in self.operations.items())
 
 
@@ -66,7 +68,7 @@ def _add_products(work: Work, op: MatMul, p: Pass) -> None:
     rows = p.outputs if op.outs[0].on_outputs else p.rows * p.sequences
     for weight in op.weights if rows else ():
         work.n_bytes += weight.data.nbytes
-        work.add(arithmetic_of(weight.format.name), 2 * rows * weight.shape[0] * weight.shape[1])
+        work.add(arithmetic_of(weight.format.name, rows), 2 * rows * weight.shape[0] * weight.shape[1])
 
 
 def _add_attention(work: Work, op: Attention, p: Pass) -> None:
@@ -78,10 +80,12 @@ def _add_attention(work: Work, op: Attention, p: Pass) -> None:
     work.n_bytes += 2 * CACHE_BYTES * op.n_kv_heads * op.head_dim * read * p.sequences
 
 
-def arithmetic_of(format_name: str) -> str:
-    """ "int8", "bf16" or "f32": the numbers that weights of a format are multiplied as."""
+def arithmetic_of(format_name: str, rows: int) -> str:
+    """ "int8", "bf16" or "f32": what weights of a format are multiplied as; "unit": int8 on the matrix unit, which the
+    engine takes for many rows."""
     if format_module(format_name).ACTIVATIONS:
-        return "int8"
+        has_kernel = PRODUCTS[format_name].matmul_unit is not None
+        return "unit" if has_kernel and rows > SEVERAL_TOKENS and amx.is_ready() else "int8"
     return "bf16" if format_name == "BF16" else "f32"
 
 

@@ -3,6 +3,7 @@
     read                         memory, in 64-byte loads: chunks handed out as a matvec does, four streams in each
     int8_dot, bf16_dot, f32_fma  a tile of sums in registers, its operands in the first-level cache: the inner loop of
                                  a matmul with nothing around it
+    unit_dot                     the same with the tiles of the matrix unit, int8 as well (where amx.is_ready())
 
 `gemmafile.bench.machine` runs them. What counts is their time; each leaves a digest of what it read or summed, so
 that nothing can be left out, and tests can see that nothing was.
@@ -13,15 +14,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from gemmafile.kernels.ops import NEXT, slots
+from gemmafile.kernels.ops import NEXT, SCRATCH, SCRATCH_BYTES, slots
 
 START, BYTES, READ_DIGEST = slots("START BYTES READ_DIGEST")
 """`read`: BYTES from START on, less a last part of under STREAMS * 64. Each thread's XOR of all 64-byte words it read
 is mixed into uint8[64] at READ_DIGEST + 64 * thread."""
 
 PANEL, TURNS, PEAK_DIGEST, OPERATIONS = slots("PANEL TURNS PEAK_DIGEST OPERATIONS")
-"""Peaks: TURNS times over the operands at PANEL (PANEL_BYTES, any numbers). Each thread's sums, added up, are added to
-16 int32 or float32 at PEAK_DIGEST + 64 * thread. OPERATIONS is an answer: multiplications and additions in one turn."""
+"""Peaks: TURNS times over the operands at PANEL (`panel_bytes`, any numbers). Each thread's sums, added up, are added
+to 16 int32 or float32 at PEAK_DIGEST + 64 * thread. OPERATIONS is an answer: multiplications and additions a turn."""
 
 CHUNK_BYTES, STREAMS = 1 << 16, 4
 CHUNK_TURNS = 64
@@ -31,14 +32,20 @@ STEPS = 16
 MOST_ROWS, MOST_TOKENS = 4, 6
 STEP_BYTES = 64 * MOST_ROWS + 64
 """The weights of a step, then 4 bytes of each token."""
-PANEL_BYTES = STEPS * STEP_BYTES
-
+UNIT_STEPS, UNIT_STEP_BYTES = 8, 4 * 1024
+"""Two tiles of tokens and two of weights."""
 
 PRODUCTS_A_LANE = {"int8_dot": 4, "bf16_dot": 2, "f32_fma": 1}
 
 
+def panel_bytes(name: str) -> int:
+    """Bytes of operands that a peak reads: they fit in the first-level cache."""
+    return UNIT_STEPS * UNIT_STEP_BYTES if name == "unit_dot" else STEPS * STEP_BYTES
+
+
 def kernels() -> dict[str, Callable[..., None]]:
-    return {"read": _make_read()} | {name: _make_peak(name) for name in PRODUCTS_A_LANE}
+    peaks = {name: _make_peak(name) for name in PRODUCTS_A_LANE}
+    return {"read": _make_read(), "unit_dot": _make_unit_peak(), **peaks}
 
 
 def _make_read() -> Callable[..., None]:
@@ -132,5 +139,62 @@ def _make_peak(name: str) -> Callable[..., None]:
                 for _ in range(STEPS):
                     sums = step(sums, panel)
                     panel += STEP_BYTES
+
+    return peak
+
+
+def _make_unit_peak() -> Callable[..., None]:
+    """Two tiles of 16 tokens by two of 16 weight rows, 64 columns a step: four tiles of sums."""
+    from gemmafile.kernels import amx, emit, simd
+
+    unit, write_config = amx.tiles(), amx.config_writer([16] * 8, [64] * 8)
+    configure, release = unit.configure, unit.release
+    zero0, zero1, zero2, zero3 = (unit.zero(i) for i in range(4))
+    store0, store1, store2, store3 = (unit.store(i) for i in range(4))
+    load4, load5, load6, load7 = (unit.load(i) for i in range(4, 8))
+    dot0, dot1, dot2, dot3 = unit.dot(0, 4, 6), unit.dot(1, 5, 6), unit.dot(2, 4, 7), unit.dot(3, 5, 7)
+    operations = 2 * UNIT_STEPS * 4 * 16 * 16 * 64
+    ints = emit.vec("i32", 16)
+    load, store, atomic_add = simd.load_i64, simd.store_i64, simd.atomic_add
+    load_ints, store_ints = simd.load_i32x16, simd.store_i32x16
+    add = emit.make(ints, [ints, ints], lambda b, x, y: b.add(x, y))
+
+    def peak(op, shared, thread):
+        """TURNS times OPERATIONS, all threads together."""
+        turns, digest = load(op + TURNS), load(op + PEAK_DIGEST) + 64 * thread
+        store(op + OPERATIONS, operations)
+        config = load(shared + SCRATCH) + thread * load(shared + SCRATCH_BYTES)
+        sums = config + 64
+        write_config(config)
+        configure(config)
+        zero0()
+        zero1()
+        zero2()
+        zero3()
+        while True:
+            first = CHUNK_TURNS * atomic_add(op + NEXT, 1)
+            if first >= turns:
+                break
+            for _ in range(min(CHUNK_TURNS, turns - first)):
+                panel = load(op + PANEL)
+                for _ in range(UNIT_STEPS):
+                    load4(panel, 64)
+                    load6(panel + 2048, 64)
+                    dot0()
+                    load5(panel + 1024, 64)
+                    dot1()
+                    load7(panel + 3072, 64)
+                    dot2()
+                    dot3()
+                    panel += UNIT_STEP_BYTES
+        store0(sums, 64)
+        store1(sums + 1024, 64)
+        store2(sums + 2048, 64)
+        store3(sums + 3072, 64)
+        release()
+        total = load_ints(digest)
+        for i in range(64):
+            total = add(total, load_ints(sums + 64 * i))
+        store_ints(digest, total)
 
     return peak
