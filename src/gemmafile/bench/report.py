@@ -91,7 +91,7 @@ def format_report(report: dict[str, Any]) -> Iterator[str]:
     yield f"{'threads':>7}{'mapped GB/s':>13}{'memory GB/s':>13}{peaks}"
     for t in report["int8_gops"]:
         read, anonymous, int8, bf16, f32, unit = (report[name][t] for name in LIMIT_NAMES.values())
-        yield f"{t:>7}{read:>13.1f}{anonymous:>13.1f}{int8:>12.0f}{f'{unit:.0f}' if unit else '-':>12}{bf16:>11.0f}{f32:>10.0f}"
+        yield f"{t:>7}{read:>13.1f}{anonymous:>13.1f}{int8:>12.0f}{unit:>12.0f}{bf16:>11.0f}{f32:>10.0f}"
     yield ""
     rival = report.get("rival")
     theirs = f"{rival['name']:>28}{'ratio':>7}" if rival else ""
