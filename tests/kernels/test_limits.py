@@ -55,7 +55,7 @@ def test_a_peak_makes_the_products_it_says(name: str, n_threads: int) -> None:
     fields = {limits.PANEL: address(panel), limits.TURNS: turns, limits.PEAK_DIGEST: address(digests)}
     single = run(name, fields, n_threads)
     n_products = int(single.ops[0, limits.OPERATIONS // 8]) * turns // 2
-    assert n_products > 1e6
+    assert n_products > 1e5
     sums = digests.view(np.float32 if name in ("bf16_dot", "f32_fma") else np.int32).reshape(-1, 16).sum(axis=0)
     assert sums.tolist() == [n_products / 16] * 16
 
