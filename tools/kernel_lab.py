@@ -20,7 +20,7 @@ from gemmafile.bench.work import arithmetic_of
 from gemmafile.engine.engine import physical_cores
 from gemmafile.kernels import amx
 from gemmafile.kernels.formats_on import FORMAT_MODULES, format_module
-from gemmafile.kernels.replay import FEW_TOKENS, PRODUCTS, SEVERAL_TOKENS
+from gemmafile.kernels.products import FEW_TOKENS, PRODUCTS, SEVERAL_TOKENS
 from gemmafile.kernels.single import address, make_product
 from tests.kernels.random_blocks import random_rows
 

@@ -7,7 +7,7 @@ import pytest
 
 from gemmafile.kernels import amx
 from gemmafile.kernels.formats_on import FORMAT_MODULES, format_module
-from gemmafile.kernels.replay import PRODUCTS
+from gemmafile.kernels.products import PRODUCTS
 from gemmafile.kernels.single import run_product
 from tests.kernels.random_blocks import random_rows
 

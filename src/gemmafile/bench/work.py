@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from gemmafile.bench.machine import Limits
 from gemmafile.kernels import amx
 from gemmafile.kernels.formats_on import format_module
-from gemmafile.kernels.replay import PRODUCTS, SEVERAL_TOKENS
+from gemmafile.kernels.products import PRODUCTS, SEVERAL_TOKENS
 from gemmafile.model.tape import Attention, MatMul, Tape
 
 CACHE_BYTES = 2

@@ -43,6 +43,7 @@ from gemmafile.kernels.ops import (
     float_bits,
 )  # fmt: skip
 from gemmafile.kernels.packing import allocated_tokens, packed_bytes
+from gemmafile.kernels.products import PRODUCTS, size_class
 from gemmafile.kernels.rotary import inverse_frequencies, rotary_table
 from gemmafile.kernels.threads import Team, yield_address
 from gemmafile.model.batch import Batch
@@ -64,40 +65,6 @@ from gemmafile.model.tape import (
 )  # fmt: skip
 from gemmafile.model.weights import ModelWeights, Weight
 
-FEW_TOKENS, SEVERAL_TOKENS = 3, 24
-"""Up to FEW_TOKENS are multiplied one by one straight from the weights' bytes, more go through a panel of weights; more
-than SEVERAL_TOKENS through the matrix unit where there is one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Product:
-    """How a format is multiplied: kernels for few and for more tokens, and what packs the activations for them.
-
-    `matmul_unit`, `packing_unit`  the same on a matrix unit, where the format has such kernels
-    """
-
-    matvec: str
-    matmul: str
-    packing: str | None
-    matmul_unit: str | None = None
-    packing_unit: str | None = None
-
-
-PRODUCTS = {
-    name: Product(
-        f"{name.lower()}.matvec", f"{name.lower()}.matmul", kind, f"{name.lower()}.matmul_amx",
-        "int8_32_many" if kind == "int8_32" else kind,
-    )
-    for kind, names in {
-        "int8_256": ("Q6_K", "Q5_K", "Q4_K", "IQ4_XS", "Q3_K", "Q2_K"),
-        "int8_32": ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL"),
-    }.items()
-    for name in names
-} | {
-    name: Product(f"dots.{name.lower()}_matvec", f"dots.{name.lower()}_matmul", "bf16" if name == "BF16" else None)
-    for name in ("F32", "F16", "BF16")
-}  # fmt: skip
-
 
 @dataclass(slots=True)
 class Record:
@@ -111,9 +78,9 @@ class Record:
     barrier: bool = True
     values: tuple[Value, ...] = ()
 
-    def kernel_for(self, size_class: int) -> str:
+    def kernel_for(self, size: int) -> str:
         choices = (self.kernel, self.several, self.many)
-        return next(kernel for kernel in choices[size_class::-1] if kernel is not None)
+        return next(kernel for kernel in choices[size::-1] if kernel is not None)
 
     @property
     def kernels(self) -> set[str]:
@@ -169,7 +136,7 @@ class CpuReplay:
         assert 0 < batch.n_rows <= self.max_rows
         with np.errstate(all="ignore"):  # weights may be infinite or NaN: the sampler says so, once
             self._fill_pass(batch)
-        program = self._program(_size_class(batch.n_rows), _size_class(len(batch.outputs)))
+        program = self._program(size_class(batch.n_rows), size_class(len(batch.outputs)))
         program.ops[:, NEXT // 8] = 0
         if trace is None:
             self._walk(program.ops)
@@ -390,11 +357,6 @@ class CpuReplay:
 
     def close(self) -> None:
         self._team.close()
-
-
-def _size_class(n_rows: int) -> int:
-    """0 few, 1 several, 2 many."""
-    return (n_rows > FEW_TOKENS) + (n_rows > SEVERAL_TOKENS)
 
 
 def _kernel_names(records: list[Record]) -> set[str]:

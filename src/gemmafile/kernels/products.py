@@ -1,0 +1,44 @@
+"""Which kernels multiply which format, by how many tokens there are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FEW_TOKENS, SEVERAL_TOKENS = 3, 24
+"""Up to FEW_TOKENS are multiplied one by one straight from the weights' bytes, more go through a panel of weights; more
+than SEVERAL_TOKENS through the matrix unit where there is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """How a format is multiplied: kernels for few and for more tokens, and what packs the activations for them.
+
+    `matmul_unit`, `packing_unit`  the same on a matrix unit, where the format has such kernels
+    """
+
+    matvec: str
+    matmul: str
+    packing: str | None
+    matmul_unit: str | None = None
+    packing_unit: str | None = None
+
+
+PRODUCTS = {
+    name: Product(
+        f"{name.lower()}.matvec", f"{name.lower()}.matmul", kind, f"{name.lower()}.matmul_amx",
+        "int8_32_many" if kind == "int8_32" else kind,
+    )
+    for kind, names in {
+        "int8_256": ("Q6_K", "Q5_K", "Q4_K", "IQ4_XS", "Q3_K", "Q2_K"),
+        "int8_32": ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL"),
+    }.items()
+    for name in names
+} | {
+    name: Product(f"dots.{name.lower()}_matvec", f"dots.{name.lower()}_matmul", "bf16" if name == "BF16" else None)
+    for name in ("F32", "F16", "BF16")
+}  # fmt: skip
+
+
+def size_class(n_rows: int) -> int:
+    """0 few, 1 several, 2 many."""
+    return (n_rows > FEW_TOKENS) + (n_rows > SEVERAL_TOKENS)
