@@ -1,18 +1,17 @@
-"""Machine code kept on disk: loaded when whole and ours, compiled again when not; the loader refuses the rest."""
+"""Machine code kept on disk: loaded when whole and ours, compiled again when not, shared by processes."""
 
 from __future__ import annotations
 
-import contextlib
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from gemmafile.kernels import compile as compiler
-from gemmafile.kernels.objects import BadObject, load_object
+from gemmafile.kernels import kept, targets
 
 NAME = "pointwise.add"
 
@@ -37,7 +36,7 @@ print(len(lines), "numba" in sys.modules, "llvmlite" in sys.modules)
 """
 
 
-def kept(folder: Path) -> Path:
+def kept_file(folder: Path) -> Path:
     (path,) = folder.rglob(f"{NAME}.o")
     return path
 
@@ -45,13 +44,14 @@ def kept(folder: Path) -> Path:
 def test_a_second_start_needs_no_compiler(tmp_path: Path) -> None:
     assert run(LOAD, tmp_path).split() == ["1", "True", "True"]
     assert run(LOAD, tmp_path).split() == ["0", "False", "False"]
-    assert kept(tmp_path).parent.stat().st_mode & 0o077 == 0
+    for folder in (kept_file(tmp_path).parent, kept_file(tmp_path).parent.parent):
+        assert folder.stat().st_mode & 0o077 == 0
 
 
 @pytest.mark.parametrize("place", [0.0, 0.3, 0.99])
 def test_damaged_code_is_compiled_again_not_run(tmp_path: Path, place: float) -> None:
     run(LOAD, tmp_path)
-    path = kept(tmp_path)
+    path = kept_file(tmp_path)
     whole = path.read_bytes()
     damaged = bytearray(whole)
     damaged[int(place * (len(whole) - 1))] ^= 1
@@ -62,15 +62,16 @@ def test_damaged_code_is_compiled_again_not_run(tmp_path: Path, place: float) ->
 
 def test_code_that_others_may_write_is_not_trusted(tmp_path: Path) -> None:
     run(LOAD, tmp_path)
-    kept(tmp_path).chmod(0o666)
+    kept_file(tmp_path).chmod(0o666)
     assert run(LOAD, tmp_path).split()[0] == "1"
 
 
 def test_other_sources_or_cpu_mean_another_folder(tmp_path: Path) -> None:
     run(LOAD, tmp_path)
-    folders = set(tmp_path.glob("kernels/*"))
+    folders = set(tmp_path.glob("kernels/*/*"))
+    assert [folder.parent.name for folder in folders] == [kept.sources()]
     run(LOAD, tmp_path, NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES="+avx2,+fma,+f16c,+sse2,+bmi2")
-    assert len(set(tmp_path.glob("kernels/*")) - folders) == 1
+    assert len(set(tmp_path.glob("kernels/*/*")) - folders) == 1
 
 
 def test_a_cache_that_cannot_be_written_costs_a_compilation_only(tmp_path: Path) -> None:
@@ -79,32 +80,82 @@ def test_a_cache_that_cannot_be_written_costs_a_compilation_only(tmp_path: Path)
     assert run(LOAD, blocked).split()[0] == "1"
 
 
-def test_the_loader_refuses_what_an_object_does_not_contain() -> None:
-    from numba import cfunc
-    from numba.core import types
-
-    puts = types.ExternalFunction("puts", types.int32(types.intp))
-
-    def calls_out(op: int, shared: int, thread: int) -> None:
-        puts(op)
-
-    made = cfunc(types.void(types.intp, types.intp, types.intp), nopython=True, error_model="numpy")(calls_out)
-    with pytest.raises(BadObject, match="puts"):
-        load_object(bytes(made._library._get_compiled_object()), made._wrapper_name)
+def test_a_read_only_cache_serves(tmp_path: Path) -> None:
+    run(LOAD, tmp_path)
+    folder = kept_file(tmp_path).parent
+    folder.chmod(0o500)
+    try:
+        assert run(LOAD, tmp_path).split() == ["0", "False", "False"]
+    finally:
+        folder.chmod(0o700)
 
 
-def test_the_loader_survives_any_bytes() -> None:
-    entry, data = compiler._compile(NAME)
-    rng = np.random.default_rng(1)
-    load_object(data, entry)
-    for cut in rng.integers(0, len(data), 40):
-        with pytest.raises(BadObject):
-            load_object(data[: int(cut)], entry)
-    for at in rng.integers(0, 64, 60):
-        header = bytearray(data)
-        header[at] ^= int(rng.integers(1, 256))
-        with contextlib.suppress(BadObject):
-            load_object(bytes(header), entry)
+def test_folders_that_others_may_write_are_not_trusted(tmp_path: Path) -> None:
+    run(LOAD, tmp_path)
+    for folder in (kept_file(tmp_path).parent, kept_file(tmp_path).parent.parent):
+        folder.chmod(0o777)
+        assert run(LOAD, tmp_path).split()[0] == "1"
+        assert folder.stat().st_mode & 0o077 == 0
+
+
+SEVERAL = """
+import sys
+from gemmafile.kernels.compile import kernel_addresses
+names = ["pointwise.add", "pointwise.softcap", "pointwise.take_outputs", "threads.walk"]
+print(len(kernel_addresses(names, print)), "numba" in sys.modules)
+"""
+
+
+def test_several_kernels_are_compiled_by_others(tmp_path: Path) -> None:
+    """The process itself stays without the compiler's hundreds of megabytes."""
+    assert run(SEVERAL, tmp_path).splitlines() == ["compiling 4 kernels for this CPU (once)", "4 False"]
+    assert run(SEVERAL, tmp_path).splitlines() == ["4 False"]
+
+
+def test_starts_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
+    environment = {**os.environ, "GEMMAFILE_CACHE": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    starts = [
+        subprocess.Popen([sys.executable, "-c", SEVERAL], env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    assert [start.communicate(timeout=120)[0].splitlines()[-1] for start in starts] == ["4 False"] * 2
+    assert len(list(tmp_path.rglob("*.o"))) == len(list(tmp_path.rglob("*.o*"))) == 4
+
+
+def test_a_start_killed_while_compiling_leaves_nothing_broken(tmp_path: Path) -> None:
+    environment = {**os.environ, "GEMMAFILE_CACHE": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, "-c", SEVERAL], env=environment, stdout=subprocess.DEVNULL) as start:
+        for _ in range(600):
+            if start.poll() is not None or list(tmp_path.rglob("*.o")):
+                break
+            time.sleep(0.05)
+        start.send_signal(signal.SIGKILL)
+    assert run(SEVERAL, tmp_path).splitlines()[-1] == "4 False"
+
+
+def test_what_a_dead_process_left_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GEMMAFILE_CACHE", str(tmp_path))
+    monkeypatch.setattr(targets, "native_name", lambda: "native-0")
+    folder = tmp_path / "kernels" / kept.sources() / "native-1"
+    folder.mkdir(parents=True)
+    for name, age_s in (("a.o.dead", 7200), ("b.o.alive", 5), ("c.o", 7200)):
+        (folder / name).touch()
+        os.utime(folder / name, (time.time() - age_s,) * 2)
+    assert kept.keep("pointwise.add", kept.MachineCode("f", b"code"))
+    assert sorted(path.name for path in folder.iterdir()) == ["b.o.alive", "c.o"]
+
+
+def test_sources_used_longest_ago_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GEMMAFILE_CACHE", str(tmp_path))
+    for i in range(12):
+        folder = tmp_path / "kernels" / f"{i:016x}"
+        (folder / "native-0").mkdir(parents=True)
+        os.utime(folder, (1e9 + i,) * 2)
+    (tmp_path / "kernels" / "something else").mkdir()
+    assert kept.keep("pointwise.add", kept.MachineCode("f", b"code"))
+    left = sorted(path.name for path in (tmp_path / "kernels").iterdir())
+    newest = [f"{i:016x}" for i in range(12)][-kept.KEPT_SOURCES + 1 :]
+    assert left == sorted([*newest, kept.sources(), "something else"])
 
 
 def test_without_numba_the_reference_answers_and_says_so(tmp_path: Path) -> None:
@@ -147,14 +198,19 @@ print(engine.backend.name, len(lines), "AVX2" in lines[0])
 
 
 def test_products_for_an_older_cpu_are_the_same_bits(tmp_path: Path) -> None:
-    """AVX2 code, which a newer CPU runs too."""
+    """AVX2 code, which a newer CPU runs too: one format of each kind, and all of them in `make check`."""
     code = """
+import os
 import numpy as np
+from gemmafile.kernels.compile import kernel_addresses
 from gemmafile.kernels.formats_on import FORMAT_MODULES, format_module
+from gemmafile.kernels.replay import PRODUCTS
 from tests.kernels.test_products import product
 from tests.kernels.random_blocks import random_rows
 rng = np.random.default_rng(1)
-for name in FORMAT_MODULES:
+formats = FORMAT_MODULES if os.environ.get("GEMMAFILE_FULL") else ("Q4_K", "Q5_0", "Q8_0", "IQ4_NL", "BF16")
+kernel_addresses({kernel for name in formats for kernel in (PRODUCTS[name].matvec, PRODUCTS[name].matmul)})
+for name in formats:
     rows, x = random_rows(name, rng, 37, 512), rng.standard_normal((7, 512)).astype(np.float32)
     for kind in ("matvec", "matmul"):
         assert np.array_equal(product(name, kind, x, rows), format_module(name).multiply(x, rows)), (name, kind)

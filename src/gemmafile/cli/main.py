@@ -19,6 +19,7 @@ COMMANDS = {
     "run": ("gemmafile.cli.run", "chat with a model, or let it go on from a text (the default command)"),
     "inspect": ("gemmafile.cli.inspect", "what a model file holds"),
     "bench": ("gemmafile.cli.bench", "how fast a model runs here, beside the machine's limits"),
+    "kernels": ("gemmafile.cli.kernels", "machine code: what there is, and compiling it for other CPUs"),
     "perplexity": ("gemmafile.cli.perplexity", "how well a model predicts a text"),
 }
 

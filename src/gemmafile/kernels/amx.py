@@ -51,13 +51,14 @@ def is_ready() -> bool:
     """Can kernels use the matrix unit in this process? The answer of the trial is kept; GEMMAFILE_AMX=0 says no."""
     if os.environ.get("GEMMAFILE_AMX") == "0" or not (_is_announced() and request()):
         return False
-    from gemmafile.kernels.compile import cache_folder
+    from gemmafile.kernels.kept import cache_folder, make_private
 
     kept = cache_folder() / "amx"
     with contextlib.suppress(OSError):
         return kept.read_text() == "works"
     outcome = works()
     with contextlib.suppress(OSError):
+        make_private(kept.parent)
         temporary = kept.with_name(f"amx.{os.getpid()}")
         temporary.write_text("works" if outcome else "does not work")
         os.replace(temporary, kept)

@@ -17,22 +17,31 @@ from numba.core import cgutils, types
 from numba.core.datamodel import models
 from numba.extending import intrinsic, register_model
 
+from gemmafile.kernels import targets
+
 address = types.intp
 void = types.void
 
 
-def _host_features() -> frozenset[str]:
+def _features() -> frozenset[str]:
+    """Of the CPU that is compiled for."""
+    target = targets.compiling_for()
+    if target:
+        return target.features
     given = os.environ.get("NUMBA_CPU_FEATURES")
     if given is not None:
         return frozenset(f[1:] for f in given.split(",") if f.startswith("+"))
     return frozenset(k for k, v in llvm.get_host_cpu_features().items() if v)
 
 
-FEATURES = _host_features()
+FEATURES = _features()
 HAS_VNNI = {"avx512vnni", "avx512vl", "avx512bw"} <= FEATURES
 HAS_AVX512 = {"avx512f", "avx512bw", "avx512vl", "avx512dq"} <= FEATURES
 HAS_BF16 = "avx512bf16" in FEATURES and HAS_AVX512
 HAS_AVX2 = "avx2" in FEATURES
+HAS_NEON = "neon" in FEATURES
+HAS_NEON_DOT = "dotprod" in FEATURES
+HAS_NEON_MIXED_DOT = "i8mm" in FEATURES
 HAS_F16 = bool({"f16c", "fullfp16", "neon"} & FEATURES) or HAS_AVX512
 
 # --- types -----------------------------------------------------------------------------------------------------
@@ -227,6 +236,11 @@ def dot_bytes(b: Any, acc: Any, u: Any, s: Any, *, below_128: bool) -> Any:
         for pair in (even, (b.lshr(wu, eight), b.ashr(ws, eight))):
             acc = b.add(acc, call(b, "llvm.x86.avx2.pmadd.wd", acc.type, list(pair)))
         return acc
+    if n > 4 and HAS_NEON_DOT:
+        parts = [dot_bytes(b, *(half(b, v, h) for v in (acc, u, s)), below_128=below_128) for h in range(2)]
+        return shuffle(b, parts[0], parts[1], range(n))
+    if HAS_NEON_DOT:
+        return _dot_bytes_neon(b, acc, u, s, below_128=below_128)
     wide = ir.VectorType(I16, 4 * n)
     wu, ws = b.zext(u, wide), b.sext(s, wide)
     t32 = ir.VectorType(I32, 4 * n)
@@ -236,13 +250,29 @@ def dot_bytes(b: Any, acc: Any, u: Any, s: Any, *, below_128: bool) -> Any:
     return acc
 
 
+def _dot_bytes_neon(b: Any, acc: Any, u: Any, s: Any, *, below_128: bool) -> Any:
+    """`dot_bytes` for 4 lanes. Without a mixed product u is taken as signed, 128 less, and 128 * sum(s) added."""
+    name = "llvm.aarch64.neon.{}.v4i32.v16i8"
+    if HAS_NEON_MIXED_DOT:
+        return call(b, name.format("usdot"), acc.type, [acc, u, s])
+    if below_128:
+        return call(b, name.format("sdot"), acc.type, [acc, u, s])
+    zero, ones = splat_constant(acc.type, 0), splat_constant(s.type, 1)
+    sums = call(b, name.format("sdot"), acc.type, [zero, ones, s])
+    signed = b.xor(u, splat_constant(u.type, -128))
+    acc = b.add(acc, b.shl(sums, splat_constant(acc.type, 7)))
+    return call(b, name.format("sdot"), acc.type, [acc, signed, s])
+
+
 def look_up(b: Any, table: Sequence[int], i: Any) -> Any:
     """table[i] for vectors of bytes i from 0 to 15; the table has 16 bytes."""
     n = i.type.count
     name = {64: "llvm.x86.avx512.pshuf.b.512", 32: "llvm.x86.avx2.pshuf.b"}.get(n if HAS_AVX512 or n < 64 else 0)
     if name and HAS_AVX2:
         return call(b, name, i.type, [constant(i.type, [table[k % 16] for k in range(n)]), i])
-    if HAS_AVX2:
+    if HAS_NEON and n == 16:
+        return call(b, "llvm.aarch64.neon.tbl1.v16i8", i.type, [constant(i.type, table), i])
+    if HAS_AVX2 or HAS_NEON:
         low, high = (look_up(b, table, half(b, i, h)) for h in range(2))
         return shuffle(b, low, high, range(n))
     found = splat_constant(i.type, table[0])

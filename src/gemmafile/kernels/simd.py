@@ -25,7 +25,7 @@ from gemmafile.kernels.emit import (
     ELEMENT,
     F32,
     FEATURES,
-    HAS_AVX2,
+    HAS_NEON,
     I8,
     I16,
     I32,
@@ -293,9 +293,10 @@ atomic_store = make(void, [address, types.int64], lambda b, a, v: b.store_atomic
 
 
 def _pause(b: Any) -> None:
-    name = "llvm.x86.sse2.pause" if "sse2" in FEATURES or HAS_AVX2 else None
-    if name:
-        call(b, name, ir.VoidType(), [])
+    if "sse2" in FEATURES:
+        call(b, "llvm.x86.sse2.pause", ir.VoidType(), [])
+    elif HAS_NEON:
+        call(b, "llvm.aarch64.hint", ir.VoidType(), [ir.Constant(I32, 1)])  # yield
 
 
 pause = make(void, [], _pause)
