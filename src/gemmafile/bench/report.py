@@ -69,7 +69,22 @@ def describe_result(result: Result, limits: Limits) -> dict[str, Any]:
         "rival": theirs,
         "best_setting": best,
         "ratio": round(rate / theirs[best]["tokens_per_s"], 3) if best is not None else None,
+        "ratio_by_processor": compare_by_processor(result),
     }
+
+
+def compare_by_processor(result: Result) -> float | None:
+    """The ratio of tokens by processor time: what a busy machine would show if it were not. For one thread alone:
+    several wait for each other, and that is processor time too."""
+    if result.trial.threads != 1 or not result.rival:
+        return None
+    ours = _by_share(result.ours, result.core_shares)
+    theirs = max(_by_share(rates, result.rival_shares[setting]) for setting, rates in result.rival.items())
+    return round(ours / theirs, 3)
+
+
+def _by_share(rates: list[float], shares: list[float]) -> float:
+    return median(rate / share for rate, share in zip(rates, shares, strict=True))
 
 
 def describe_rates(rates: list[float]) -> dict[str, Any]:
@@ -110,7 +125,8 @@ def format_result(r: dict[str, Any], *, beside_rival: bool) -> str:
     line = f"{name:<14}{r['threads']:>7}{r['depth']:>7}{format_rates(r):>28}{r['gb_per_s']:>8.1f}{r['gops']:>8.0f}"
     line += f"{100 * r['of_limit']:>9.0f}%"
     if beside_rival and r["best_setting"] is not None:
-        line += f"{format_rates(r['rival'][r['best_setting']]):>28}{r['ratio']:>7.2f}  ({r['best_setting']})"
+        line += f"{format_rates(r['rival'][r['best_setting']]):>28}{r['ratio']:>7.2f}  ({r['best_setting']}"
+        line += f"; {r['ratio_by_processor']:.2f} by processor time)" if r["ratio_by_processor"] else ")"
     return line
 
 

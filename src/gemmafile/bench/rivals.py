@@ -9,14 +9,16 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from gemmafile.errors import BadSettings, GemmafileError, nearest
 from gemmafile.kernels.compile import child_environment
@@ -27,6 +29,20 @@ RIVALS = ("llamacpp",)
 
 class RivalFailed(GemmafileError):
     """A rival ended without an answer; says how."""
+
+
+class Answer(NamedTuple):
+    """What a program printed, and how much of its time each of its threads had a core."""
+
+    text: str
+    core_share: float
+
+
+class Rates(NamedTuple):
+    """Tokens a second by kind, "prefill" and "decode"; `core_share`  of the whole run, loading the model included."""
+
+    tokens_per_s: dict[str, float]
+    core_share: float
 
 
 @dataclass(frozen=True)
@@ -48,8 +64,8 @@ class Rival(Protocol):
     @property
     def settings(self) -> Sequence[str]: ...
 
-    def run(self, model: Path, task: Task, setting: str) -> dict[str, float]:
-        """Tokens a second by kind, "prefill" and "decode". Raises RivalFailed."""
+    def run(self, model: Path, task: Task, setting: str) -> Rates:
+        """Raises RivalFailed."""
 
 
 class LlamaBench:
@@ -59,15 +75,16 @@ class LlamaBench:
 
     def __init__(self, program: Path):
         self.where = str(program)
-        has_repack = "--repack" in _run([self.where, "--help"])
+        has_repack = "--repack" in _run([self.where, "--help"]).text
         self.settings = ("repack 1", "repack 0") if has_repack else ("defaults",)
 
-    def run(self, model: Path, task: Task, setting: str) -> dict[str, float]:
+    def run(self, model: Path, task: Task, setting: str) -> Rates:
         sizes = {"-p": task.prompt, "-n": task.predict, "-d": task.depth, "-t": task.threads, "-r": 1}
         words = [self.where, "-m", str(model), "-o", "json", *(str(word) for pair in sizes.items() for word in pair)]
         if setting.startswith("repack "):
             words += ["--repack", setting.removeprefix("repack ")]
-        return _read_tests(_run(words))
+        answer = _run(words, task.threads)
+        return Rates(_read_tests(answer.text), answer.core_share)
 
 
 class Wheel:
@@ -79,11 +96,10 @@ class Wheel:
     def __init__(self) -> None:
         self.where = "xllamacpp"
 
-    def run(self, model: Path, task: Task, setting: str) -> dict[str, float]:
+    def run(self, model: Path, task: Task, setting: str) -> Rates:
         words = [str(model), task.prompt, task.predict, task.depth, task.threads, setting.removeprefix("repack ")]
-        out = _run([sys.executable, "-m", "gemmafile.bench.llamacpp_wheel", *map(str, words)])
-        rates: dict[str, float] = _as_json(out.strip().rpartition("\n")[2])
-        return rates
+        answer = _run([sys.executable, "-m", "gemmafile.bench.llamacpp_wheel", *map(str, words)], task.threads)
+        return Rates(_as_json(answer.text.strip().rpartition("\n")[2]), answer.core_share)
 
 
 def find_rival(word: str) -> Rival:
@@ -116,8 +132,9 @@ def _installed_program() -> Path | None:
     return Path(found).absolute() if found else None
 
 
-def _run(words: list[str]) -> str:
-    """stdout of a program. Raises RivalFailed, with the end of what it said on stderr."""
+def _run(words: list[str], n_threads: int = 1) -> Answer:
+    """Run a program. Raises RivalFailed, with the end of what it said on stderr."""
+    clock, processor = time.perf_counter(), _children_s()
     try:
         done = subprocess.run(
             words, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
@@ -130,7 +147,13 @@ def _run(words: list[str]) -> str:
     if done.returncode:
         last_words = (done.stderr.strip() or "nothing on stderr").rpartition("\n")[2]
         raise RivalFailed(f"{_how_it_ended(done.returncode)}: {last_words}")
-    return done.stdout
+    return Answer(done.stdout, (_children_s() - processor) / (time.perf_counter() - clock) / n_threads)
+
+
+def _children_s() -> float:
+    """Processor time of the programs that have run and ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _how_it_ended(code: int) -> str:

@@ -55,7 +55,7 @@ class Plan:
 class Result:
     """Tokens a second of one trial, a number each round: ours, and the rival's by its settings.
 
-    `core_shares`  of our threads, see Timing
+    `core_shares`, `rival_shares`  how much of the time each thread had a core
     """
 
     trial: Trial
@@ -63,6 +63,7 @@ class Result:
     ours: list[float] = field(default_factory=list)
     core_shares: list[float] = field(default_factory=list)
     rival: dict[str, list[float]] = field(default_factory=dict)
+    rival_shares: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass
@@ -151,5 +152,7 @@ class Bench:
                 self.say(f"{rival.name}, {setting}: {error}")
                 continue
             for trial in self.plan.trials(n_threads, depth):
-                if trial.kind in rates:
-                    measured.results[trial].rival.setdefault(setting, []).append(rates[trial.kind])
+                if trial.kind in rates.tokens_per_s:
+                    result = measured.results[trial]
+                    result.rival.setdefault(setting, []).append(rates.tokens_per_s[trial.kind])
+                    result.rival_shares.setdefault(setting, []).append(rates.core_share)
