@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -260,6 +261,10 @@ def test_what_a_chat_keeps_does_not_change_its_answers(model: Model, tiny_path: 
         ({"grammar": "root ::= nothing"}, "nothing"),
         ({"max_tokens": "many"}, "max_tokens is 'many', expected a whole number"),
         ({"stop": 5}, "stop is 5, expected texts"),
+        ({"samplers": None}, "samplers is None: give a list of names"),
+        ({"samplers": "top_k"}, "samplers is 'top_k': give a list of names"),
+        ({"logit_bias": [[5, 1.0]]}, r"logit_bias is \[\[5, 1.0\]\]: give a dict of token ids and biases"),
+        ({"json_schema": {"enum": {1}}}, "json_schema cannot be written as JSON"),
     ],
 )
 def test_a_mistake_in_a_call_is_named(model: Model, options: dict[str, Any], message: str) -> None:
@@ -269,11 +274,76 @@ def test_a_mistake_in_a_call_is_named(model: Model, options: dict[str, Any], mes
         model.chat([{"role": "user", "content": "a"}], **options)
 
 
+@pytest.mark.parametrize("token_ids", [5, None, b"abc", "abc", ["a"], [1.5], [None], [[1, 2]], np.array([[1, 2]])])
+def test_what_is_no_list_of_token_ids_is_refused(model: Model, token_ids: Any) -> None:
+    for call in (model.logits, model.trace, model.detokenize):
+        with pytest.raises(BadSettings, match="expected token ids, which are whole numbers, not "):
+            call(token_ids)
+    if not isinstance(token_ids, str):
+        with pytest.raises(BadSettings, match="expected token ids"):
+            model.generate(token_ids)
+
+
+@pytest.mark.parametrize("text", [5, None, b"a", ["a"]])
+def test_what_is_no_text_is_refused(model: Model, text: Any) -> None:
+    with pytest.raises(BadSettings, match="expected a string"):
+        model.tokenize(text)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"messages": None}, "messages: expected a list"),
+        ({"messages": 5}, "messages: expected a list"),
+        ({"messages": {"role": "user", "content": "a"}}, "messages: expected a list"),
+        ({"chat_template": 5}, "chat_template is 5, expected text"),
+        ({"system_policy": None}, "system_policy is None, expected text"),
+    ],
+)
+def test_a_mistake_in_a_chat_is_named(model: Model, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadSettings, match=message):
+        model.chat(**{"messages": [{"role": "user", "content": "a"}], **options})
+
+
+def test_a_closed_model_says_so(tiny_path: Path) -> None:
+    """On compiled kernels, whose threads are gone: waiting for them would be for ever."""
+    model = Model.open(tiny_path, threads=2, context=128)
+    stream = model.generate("a", max_tokens=9, stream=True, temperature=0.0, ignore_eos=True)
+    next(stream)
+    model.close()
+    model.close()
+    with pytest.raises(BadSettings, match="the model is closed"):
+        list(stream)
+    with pytest.raises(BadSettings, match="the model is closed"):
+        model.logits([2])
+
+
+def test_closing_waits_for_the_pass_of_another_thread(tiny_path: Path) -> None:
+    model, said = Model.open(tiny_path, threads=2, context=2048), []
+
+    def ask() -> None:
+        try:
+            model.generate("a", max_tokens=-1, ignore_eos=True)
+        except BadSettings as error:
+            said.append(str(error))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    while len(model.sequence) < 4:
+        time.sleep(0.001)
+    model.close()
+    thread.join(timeout=60)
+    assert said == ["the model is closed"]
+
+
 def test_a_mistake_in_opening_is_named(tiny_path: Path, tmp_path: Path) -> None:
     with pytest.raises(BadSettings, match=r"no setting 'treads' \(did you mean threads\?\)"):
         Model.open(tiny_path, treads=4)
     with pytest.raises(BadSettings, match="cache_type_k is 'q3', expected one of f32, f16, bf16"):
         Model.open(tiny_path, cache_type_k="q3")
+    for overrides in (None, "a=int:1", [5]):
+        with pytest.raises(BadSettings, match="override_kv is .*: give a list of texts"):
+            Model.open(tiny_path, override_kv=overrides)
     with pytest.raises(BadFile, match="no such file"):
         Model.open(tmp_path / "missing.gguf")
     write_gguf(tmp_path / "bert.gguf", {"general.architecture": "bert"}, [])

@@ -6,6 +6,7 @@ The command line uses the same class. What happens while an answer is made is in
 from __future__ import annotations
 
 import json
+import operator
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -187,7 +188,12 @@ class Model:
         return [(values[0][0], np.concatenate([v for _, v in values])) for values in zip(*passes, strict=True)]
 
     def _checked(self, token_ids: Sequence[int]) -> list[int]:
-        ids = [int(i) for i in token_ids]
+        try:
+            if isinstance(token_ids, (bytes, bytearray)):
+                raise TypeError
+            ids = [operator.index(i) for i in token_ids]
+        except TypeError:
+            raise BadSettings(f"expected token ids, which are whole numbers, not {token_ids!r}") from None
         n_vocab = self.config.n_vocab
         for place, token_id in enumerate(ids):
             if not 0 <= token_id < n_vocab:
@@ -249,7 +255,7 @@ class Model:
         """
         template = self.chat_template(chat_template, system_policy)
         settings = _sampling_settings(sampling)
-        token_ids = template.encode(list(messages))
+        token_ids = template.encode(messages)
         return self._answer(token_ids, settings, stream, max_tokens, stop)
 
     def encode_prompt(self, text: str, parse_special: bool = True) -> list[int]:
@@ -261,6 +267,9 @@ class Model:
         """The model's chat template, a built-in one by name, or one given as Jinja source."""
         from gemmafile.text.chat import ChatTemplate
 
+        for name, value in (("chat_template", name_or_source or ""), ("system_policy", system_policy)):
+            if not isinstance(value, str):
+                raise BadSettings(f"{name} is {value!r}, expected text")
         key = (name_or_source, system_policy)
         if key not in self._templates:
             self._templates.clear()  # one is enough: compiling a template takes longer than rendering it
@@ -356,7 +365,10 @@ def _sampling_settings(values: dict[str, Any]) -> SamplingSettings:
     """SamplingSettings from keyword arguments; a JSON schema may be given as what its text stands for."""
     schema = values.get("json_schema")
     if isinstance(schema, (dict, bool)):
-        values = {**values, "json_schema": json.dumps(schema)}
+        try:
+            values = {**values, "json_schema": json.dumps(schema)}
+        except (TypeError, ValueError, RecursionError) as error:
+            raise BadSettings(f"json_schema cannot be written as JSON: {error}") from None
     return from_fields(SamplingSettings, values)
 
 

@@ -15,6 +15,8 @@ Value = int | float | bool | str
 
 def apply_overrides(file: ModelFile, entries: Iterable[str]) -> None:
     """Set keys of an open file's metadata. Raises BadSettings for an entry that cannot be read."""
+    if not isinstance(entries, (list, tuple)) or not all(isinstance(entry, str) for entry in entries):
+        raise BadSettings(f"override_kv is {entries!r}: give a list of texts such as gemma2.context_length=int:4096")
     for entry in entries:
         file.metadata.override(*parse_override(entry))
 

@@ -130,7 +130,7 @@ def test_a_file_that_is_no_model_is_one_line(command: Runner, tmp_path: Path, na
         (["-p", "hi", "-m"], 2),
         (["-m", "MODEL", "--nonsense"], 2),
         (["-m", "MODEL", "-c", "-5", "-p", "x"], 2),
-        (["-m", "MODEL", "-t", "-1", "-p", "x"], 2),
+        (["-m", "MODEL", "-t", "5000", "-p", "x"], 2),
         (["-m", "MODEL", "--top-p", "7", "-p", "x"], 2),
         (["-m", "MODEL", "--logit-bias", "999999+1", "-p", "x"], 2),
         (["-m", "MODEL", "--override-kv", "nonsense", "-p", "x"], 2),
@@ -209,6 +209,13 @@ def test_closed_streams_are_empty_ones(tiny_path: Path, closed: str) -> None:
     done = subprocess.run(["sh", "-c", words], check=False, capture_output=True, text=True, env=environ)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("the") or closed == ">&-"
+
+
+def test_where_stderr_is_full_the_exit_code_says_it_alone(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        process = start("run", tmp_path / "missing.gguf", stderr=full)
+        assert process.communicate(timeout=60)[0] == ""
+    assert process.returncode == 1
 
 
 def test_ctrl_c_ends_a_completion(tiny_path: Path) -> None:

@@ -123,6 +123,19 @@ def test_a_prompt_over_the_context_is_an_error_with_both_counts(command: Runner,
     assert "the prompt has 42 tokens and the context holds 16" in done.err
 
 
+def test_a_context_over_the_models_maximum_is_said(command: Runner, tiny_path: Path) -> None:
+    flags = ["--override-kv", "gemma2.context_length=int:64", *REFERENCE, "-p", "a", "-n", 1]
+    assert "context 65 is over the 64 tokens" in command("run", tiny_path, *flags, "-c", 65).err
+    assert command("run", tiny_path, *flags, "-c", 64).err == ""
+
+
+@pytest.mark.parametrize("flag", ["-t", "-tb"])
+@pytest.mark.parametrize("n", [0, -1])
+def test_no_number_of_threads_is_the_default(command: Runner, tiny_path: Path, flag: str, n: int) -> None:
+    """-1 is how llama.cpp spells its own default."""
+    assert command("run", tiny_path, "-p", "a", "-n", 1, flag, n).code == 0
+
+
 @pytest.mark.parametrize(("n", "says"), [(-1, True), (-2, False)])
 def test_a_full_context_ends_it_and_says_so_unless_asked_for(
     command: Runner, tiny_path: Path, tiny: Model, n: int, says: bool

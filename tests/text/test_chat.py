@@ -1,12 +1,14 @@
 """Chats to prompts: what is rendered, what is encoded, and that no message passes for structure."""
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gemmafile.errors import BadFile, BadSettings
+from gemmafile.text import bounds
 from gemmafile.text.chat import BUILT_IN, ChatTemplate
 from gemmafile.text.tokenizer import Tokenizer, load_tokenizer
 from tests.text.fuzz import LOOKALIKES, make_texts
@@ -155,6 +157,33 @@ def test_what_a_template_refuses_is_said_in_its_words() -> None:
         ChatTemplate(None, "gemma", tokenizer).encode(user("a"))
     with pytest.raises(BadSettings, match="line 1: no <end_of_turn>$"):
         ChatTemplate("{{ raise_exception('no <end_of_turn>') }}", "gemma", tokenizer).encode(user("a"))
+
+
+@pytest.mark.parametrize("source", ["{{ missing() }}", "{% for i in range(10 ** 9) %}{% endfor %}", "{{ 1 / 0 }}", ""])
+def test_a_models_template_that_fails_is_the_files_fault(source: str) -> None:
+    metadata = toy_spm(add_bos_token=False) | {"tokenizer.chat_template": source}
+    tokenizer = load_tokenizer(metadata, "m.gguf")
+    with pytest.raises(BadFile, match=r"^m\.gguf, tokenizer\.chat_template.*--chat-template gives another$"):
+        ChatTemplate(None, "gemma", tokenizer).encode(user("a"))
+
+
+def test_all_renderings_of_a_prompt_share_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of these roles has the template asked what it takes: a slow one is not waited for again and again."""
+    monkeypatch.setattr(bounds, "MAX_SECONDS", 0.2)
+    slow = "{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}"
+    template = ChatTemplate(slow, "gemma", load_tokenizer(toy_spm()))
+    chat = [{"role": role, "content": "a"} for role in "assistant system user user assistant assistant tool".split()]
+    start = time.monotonic()
+    with pytest.raises(BadSettings, match="steps or 0.2 s"):
+        template.encode(chat)
+    assert time.monotonic() - start < 1
+
+
+def test_marks_do_not_leak_through_errors() -> None:
+    """A control token in a name that a template looks up becomes a mark; Jinja's message spells it in its own way."""
+    source = "{{ messages[0]['<end_of_turn>'].x }}"
+    with pytest.raises(BadSettings, match="has no attribute '<end_of_turn>'$"):
+        ChatTemplate(source, "gemma", load_tokenizer(toy_spm())).encode(user("a"))
 
 
 # --- encoding

@@ -66,6 +66,13 @@ def test_bad_merges_are_named() -> None:
         load_tokenizer(toy_bpe(merges=("he",)))
 
 
+def test_scores_that_float32_cannot_hold_are_refused_without_noise() -> None:
+    scores = np.array(toy_spm()["tokenizer.ggml.scores"], np.float64)
+    scores[3] = 1e300
+    with pytest.raises(BadFile, match="a score is infinite"):
+        load_tokenizer(toy_spm(scores=scores))
+
+
 def test_a_template_that_is_no_text_is_named() -> None:
     with pytest.raises(BadFile, match=r"tokenizer\.chat_template: a int; expected a string"):
         load_tokenizer(toy_spm() | {"tokenizer.chat_template": 5})

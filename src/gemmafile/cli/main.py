@@ -6,11 +6,12 @@ A command is a module, imported when it is chosen. Its `main` takes the words be
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from gemmafile import __version__
 from gemmafile.errors import BadSettings, GemmafileError, nearest
@@ -43,10 +44,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        discard_stdout()
+        discard(sys.stdout)
         return EXIT_PIPE
     except OSError as error:
-        discard_stdout()
+        discard(sys.stdout)
         return fail_of_system(error)
     except Exception as error:
         return fail_unexpectedly(error, words)
@@ -101,8 +102,11 @@ gemmafile COMMAND --help lists the flags of a command."""
 
 
 def fail(message: str, code: int) -> int:
-    """One line on stderr, whatever the message holds."""
-    print(f"gemmafile: {' '.join(message.splitlines())}", file=sys.stderr)
+    """One line on stderr, whatever the message holds; where it cannot be written, the exit code says it alone."""
+    try:
+        print(f"gemmafile: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)
+    except OSError:
+        discard(sys.stderr)
     return code
 
 
@@ -132,6 +136,7 @@ def open_closed_streams() -> None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  open to the end
 
 
-def discard_stdout() -> None:
-    """The interpreter flushes stdout once more when it ends: give it somewhere to go."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+def discard(stream: TextIO) -> None:
+    """The interpreter flushes its streams once more when it ends: give this one somewhere to go."""
+    with contextlib.suppress(OSError):  # a stream of another program's that has no number
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from typing import Protocol, TypeVar
 
@@ -62,27 +63,28 @@ class Engine:
         self.config = read_config(file, settings)
         self.weights = load_weights(file, self.config)
         self.notes = list(self.config.notes)
-        self.n_context = self._choose_context()
+        self.n_context = self._choose_context(say)
         n_pages = -(-self.n_context // PAGE)
         self.cache = KVCache(self.config, n_pages, settings.cache_type_k, settings.cache_type_v)
         self.pages = Pages(n_pages, self.cache.clear_page)
-        self.threads = _within("--threads", settings.threads or physical_cores(), MAX_THREADS)
-        self.threads_batch = _within("--threads-batch", settings.threads_batch or self.threads, MAX_THREADS)
+        self.threads = _threads("--threads", settings.threads, physical_cores())
+        self.threads_batch = _threads("--threads-batch", settings.threads_batch, self.threads)
         batch = _within("--batch-size", settings.batch, MAX_BATCH)
         self.max_rows = min(_within("--ubatch-size", settings.ubatch, MAX_BATCH), batch, self.n_context)
         self.backend = make_backend(
             settings.backend, record(self.config, self.weights), self.config, self.weights, self.cache,
             threads=self.threads, threads_batch=self.threads_batch, max_rows=self.max_rows, say=say,
         )  # fmt: skip
+        self._computing, self._is_closed = threading.Lock(), False
 
-    def _choose_context(self) -> int:
+    def _choose_context(self, say: Callable[[str], None]) -> int:
         """The asked-for context; 0: the model's maximum; None: that, shrunk to fit the memory that is free."""
         asked, maximum = self.settings.context, self.config.n_context
         if asked is not None and asked < 0:
             raise BadSettings(f"--ctx-size is {asked}, expected 0 (the model's maximum) or more")
         if asked:
             if asked > maximum:
-                self.notes.append(f"context {asked} is over the {maximum} tokens the model was trained for")
+                say(f"context {asked} is over the {maximum} tokens the model was trained for")
             return asked
         if asked == 0:
             return maximum
@@ -106,7 +108,8 @@ class Engine:
 
         want  "last": logits float32[1, V] of the last token · "all": float32[T, V] · "none": float32[0, V]
         on_progress  called with the number of tokens done after each pass
-        Raises ContextOverflow when they do not fit. An interrupted call leaves the sequence as far as it got.
+        Raises ContextOverflow when they do not fit, BadSettings once the engine is closed. An interrupted call leaves
+        the sequence as far as it got.
         """
         if len(sequence) + len(token_ids) > self.n_context:
             raise ContextOverflow(len(sequence) + len(token_ids), self.n_context)
@@ -120,7 +123,10 @@ class Engine:
             before = len(sequence)
             sequence.extend(chunk)
             try:
-                logits = self.backend.run(self._batch(sequence, before, list(outputs)), trace)
+                with self._computing:
+                    if self._is_closed:
+                        raise BadSettings("the model is closed")
+                    logits = self.backend.run(self._batch(sequence, before, list(outputs)), trace)
             except BaseException:
                 sequence.truncate(before)
                 raise
@@ -166,7 +172,15 @@ class Engine:
             logits = self.forward(sequence, [choice.token_id])
 
     def close(self) -> None:
-        self.backend.close()
+        """Let go of the threads, after the pass that another thread may be in. May be called twice."""
+        with self._computing:
+            self._is_closed = True
+            self.backend.close()
+
+
+def _threads(flag: str, asked: int | None, default: int) -> int:
+    """0 and less ask for the default, as in llama.cpp."""
+    return _within(flag, default if asked is None or asked < 1 else asked, MAX_THREADS)
 
 
 def _within(flag: str, value: int, most: int) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gemmafile.errors import BadSettings, nearest
@@ -112,6 +112,8 @@ def check_sampling(settings: SamplingSettings, n_vocab: int) -> None:
         _check_count(name, getattr(settings, name), least)
     if settings.mirostat not in (0, 1, 2):
         raise BadSettings(f"mirostat is {settings.mirostat!r}: give 0 (off), 1 or 2")
+    if not isinstance(settings.samplers, (list, tuple)):
+        raise BadSettings(f"samplers is {settings.samplers!r}: give a list of names")
     for sampler in settings.samplers:
         _sampler_name(sampler)
     _check_breakers(settings.dry_sequence_breakers)
@@ -147,7 +149,9 @@ def _check_breakers(breakers: Any) -> None:
         raise BadSettings(f"dry_sequence_breakers is {breakers!r}: give a list of texts, none of them empty")
 
 
-def _check_biases(biases: dict[int, float], n_vocab: int) -> None:
+def _check_biases(biases: Any, n_vocab: int) -> None:
+    if not isinstance(biases, Mapping):
+        raise BadSettings(f"logit_bias is {biases!r}: give a dict of token ids and biases")
     for token_id, bias in biases.items():
         if not isinstance(token_id, int) or not 0 <= token_id < n_vocab:
             raise BadSettings(f"logit_bias: there is no token {token_id!r}; ids go from 0 to {n_vocab - 1}")

@@ -6,14 +6,16 @@ A bound is checked before a value is made wherever making it could itself be the
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Final
 
 from jinja2 import TemplateError, Undefined
 
 MAX_STEPS: Final = 1_000_000
-MAX_SECONDS: Final = 5.0
+MAX_SECONDS: Final = 1.5
+"""For one rendering, or for all inside `share_time`."""
 MAX_ITEMS: Final = 100_000
 MAX_CHARS: Final = 1_000_000
 """What a template may write, and the longest text it may make; eight times the length of the messages comes on top."""
@@ -28,13 +30,17 @@ class TooMuch(TemplateError):
     """A bound was reached."""
 
 
+class Refused(TemplateError):
+    """The template will not have these messages, in its own words."""
+
+
 class Budget:
     """What is left of one rendering."""
 
     def __init__(self, input_chars: int):
         self.max_chars = MAX_CHARS + 8 * input_chars
         self.steps, self.written, self.made = MAX_STEPS, self.max_chars, self.max_chars * MAX_MADE
-        self.deadline = time.monotonic() + MAX_SECONDS
+        self.deadline = _DEADLINE.get() or time.monotonic() + MAX_SECONDS
 
     def step(self, written: int = 0, made: int = 0) -> None:
         """One step that writes and makes so many characters. Raises TooMuch."""
@@ -49,6 +55,19 @@ class Budget:
 
 CURRENT: Final[ContextVar[Budget | None]] = ContextVar("template_budget", default=None)
 """The budget of the rendering that this thread is in; None while a template is compiled."""
+
+
+_DEADLINE: Final[ContextVar[float | None]] = ContextVar("template_deadline", default=None)
+
+
+@contextmanager
+def share_time() -> Iterator[None]:
+    """All renderings inside have MAX_SECONDS together: a prompt takes several."""
+    token = _DEADLINE.set(time.monotonic() + MAX_SECONDS)
+    try:
+        yield
+    finally:
+        _DEADLINE.reset(token)
 
 
 def step(written: int = 0, made: int = 0) -> None:

@@ -17,7 +17,7 @@ from functools import cached_property, lru_cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from gemmafile.errors import BadFile, BadSettings, nearest
+from gemmafile.errors import BadFile, BadSettings, GemmafileError, nearest
 from gemmafile.text.messages import SYSTEM_POLICIES, Message, arrange_messages, read_messages
 from gemmafile.text.tokenizer import Tokenizer
 
@@ -34,6 +34,8 @@ BUILT_IN: Final = ("chatml", "gemma", "llama2", "llama3", "zephyr")
 _NONCE: Final = str(secrets.randbelow(10**20))
 """Digits: no filter changes them. Never leaves the process."""
 _CONTROL_MARK: Final = re.compile(f"\ue000{_NONCE}:(\\d+)\ue001")
+_ANY_MARK: Final = re.compile(rf"(?:\ue000|\\ue000){_NONCE}(?::(\d+)|[()])(?:\ue001|\\ue001)")
+"""Also as repr() spells it, in Jinja's messages."""
 _BEGIN, _END = f"\ue000{_NONCE}(\ue001", f"\ue000{_NONCE})\ue001"
 
 
@@ -62,21 +64,33 @@ class ChatTemplate:
     ) -> str:
         """The prompt as text. `variables` reach the template (tools, enable_thinking, ...).
 
-        Raises BadSettings for messages that are malformed or that the template refuses.
+        Raises BadSettings for messages that are malformed or that the template refuses; where the model's own
+        template fails, BadFile.
         """
-        return self._run(self._template, self._chat(messages, add_generation_prompt, variables))
+        from gemmafile.text.bounds import share_time
+
+        with share_time():
+            return self._run(self._template, self._chat(messages, add_generation_prompt, variables))
 
     def encode(
         self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any
     ) -> list[int]:
-        """Token ids of the prompt, BOS where the model wants it. Text of messages never becomes a control token."""
-        chat = self._chat(messages, add_generation_prompt, variables)
+        """Token ids of the prompt, BOS where the model wants it. Text of messages never becomes a control token.
+
+        Raises as `render`.
+        """
+        from gemmafile.text.bounds import share_time
+
+        with share_time():
+            pieces = self._find_pieces(self._chat(messages, add_generation_prompt, variables))
         ids: list[int] = []
-        for piece in self._find_pieces(chat):
+        for piece in pieces:
             ids += [piece] if isinstance(piece, int) else self.tokenizer.encode(piece, add_special=False)
         bos_id = self.tokenizer.bos_id
         if self.tokenizer.add_bos and bos_id is not None and ids[:1] != [bos_id]:
             return [bos_id, *ids]
+        if not ids:
+            raise self._failure("it writes nothing for these messages", 0)
         return ids
 
     # --- rendering ---------------------------------------------------------------------------------------------
@@ -100,8 +114,17 @@ class ChatTemplate:
         try:
             return render(template, given, sum(map(len, _texts_in(chat))))
         except TemplateFailure as error:
-            what = _CONTROL_MARK.sub(lambda mark: self.tokenizer.token_text(int(mark[1])), error.what)
-            raise BadSettings(f"{self._name}{_at_line(error.line)}: {what}") from None
+            what = _ANY_MARK.sub(lambda mark: self.tokenizer.token_text(int(mark[1])) if mark[1] else "", error.what)
+            if error.is_refusal:
+                raise BadSettings(f"{self._name}{_at_line(error.line)}: {what}") from None
+            raise self._failure(what, error.line) from None
+
+    def _failure(self, what: str, line: int) -> GemmafileError:
+        """The template is wrong: the file's fault, or the caller's."""
+        if self._path is None:
+            return BadSettings(f"the chat template{_at_line(line)}: {what}")
+        field = f"tokenizer.chat_template{_at_line(line)}"
+        return BadFile(self._path, f"{what}; --chat-template gives another", field=field)
 
     def _accepts(self, roles: tuple[str, ...]) -> bool:
         """Does the template take messages in these roles, and write all their texts? ("calling": a tool call)"""
@@ -110,7 +133,7 @@ class ChatTemplate:
             expected = ".*".join(message["content"] for message in messages if message["content"])
             try:
                 text = self._run(self._template, {"messages": messages, "add_generation_prompt": False})
-            except BadSettings:
+            except GemmafileError:
                 text = ""
             self._accepted[roles] = re.search(expected, text, re.DOTALL) is not None
         return self._accepted[roles]
@@ -126,8 +149,7 @@ class ChatTemplate:
             return _compile_plain(self.source) if rewrite is None else compile_template(self.source, rewrite)
         except TemplateFailure as error:
             if self._path is not None:
-                where = f"tokenizer.chat_template{_at_line(error.line)}"
-                raise BadFile(self._path, f"{error.what}; --chat-template gives another", field=where) from None
+                raise self._failure(error.what, error.line) from None
             raise BadSettings(f"--chat-template{_at_line(error.line)}: {error.what}") from None
 
     # --- what is structure, what is text -------------------------------------------------------------------------
@@ -151,7 +173,7 @@ class ChatTemplate:
         """Does the template spell control tokens from parts, for a chat like this one with harmless texts?"""
         try:
             return self._has_unmarked_control(self._mark(self._map_texts(chat, lambda text: "probe")))
-        except BadSettings:
+        except GemmafileError:
             return False
 
     def _find_pieces_by_texts(self, chat: _Chat) -> Pieces | None:

@@ -23,7 +23,18 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace, pass_context
 from jinja2.visitor import NodeTransformer
 
-from gemmafile.text.bounds import CURRENT, MAX_ITEMS, Budget, check_chars, check_items, check_value, step, take, write
+from gemmafile.text.bounds import (
+    CURRENT,
+    MAX_ITEMS,
+    Budget,
+    Refused,
+    check_chars,
+    check_items,
+    check_value,
+    step,
+    take,
+    write,
+)
 
 MAX_SOURCE_CHARS: Final = 1 << 17
 
@@ -56,11 +67,14 @@ _PLAIN_FORMAT: Final = re.compile(r"(?:[^{}]|\{\{|\}\}|\{\w*(?:![rsa])?(?::[^{}\
 
 
 class TemplateFailure(Exception):
-    """A template did not compile, stopped with an error, or reached a bound. `line` 0: not known."""
+    """A template did not compile, stopped with an error, or reached a bound. `line` 0: not known.
 
-    def __init__(self, what: str, line: int):
+    `is_refusal`  it said no to the messages itself
+    """
+
+    def __init__(self, what: str, line: int, is_refusal: bool = False):
         super().__init__(what)
-        self.what, self.line = what, line
+        self.what, self.line, self.is_refusal = what, line, is_refusal
 
 
 # --- compiling and running -------------------------------------------------------------------------------------------
@@ -94,7 +108,7 @@ def render(template: Template, variables: Mapping[str, Any], input_chars: int) -
             budget.step(written=len(piece))
             pieces.append(piece)
     except _FAILURES as error:
-        raise TemplateFailure(_describe(error), _find_line(error)) from None
+        raise TemplateFailure(_describe(error), _find_line(error), isinstance(error, Refused)) from None
     finally:
         CURRENT.reset(token)
     return "".join(pieces)
@@ -328,7 +342,7 @@ def _range(*args: int) -> range:
 
 
 def _raise_exception(message: Any) -> None:
-    raise TemplateError(write(message))
+    raise Refused(write(message))
 
 
 def _strftime_now(pattern: str) -> str:

@@ -61,6 +61,8 @@ class Tokenizer(ABC):
         `parse_special`  control tokens written out in the text (`<end_of_turn>`) become those tokens; for text of
                          our own only. User-defined tokens (HTML tags, runs of newlines) are always recognised.
         """
+        if not isinstance(text, str):
+            raise BadSettings(f"the text is {text!r}, expected a string")
         return self.encode_parts([(text, parse_special)], add_special)
 
     def encode_parts(self, parts: Sequence[tuple[str, bool]], add_special: bool = False) -> list[int]:

@@ -214,4 +214,5 @@ class _Reader:
             raise BadFile(self.path, "expected an array of numbers", field=key)
         if len(array) != n:
             raise BadFile(self.path, f"{len(array)} items for {n} tokens; the two must be equal", field=key)
-        return array.astype(dtype)
+        with np.errstate(over="ignore"):  # becomes infinite, which is looked for
+            return array.astype(dtype)
