@@ -12,6 +12,7 @@ import pytest
 from gemmafile import __version__
 from gemmafile.bench import machine, rivals
 from tests.cli.conftest import Done, Runner
+from tests.oracles import llamacpp
 
 QUICK = ("-p", 20, "-n", 4, "-r", 2, "-t", 1)
 
@@ -207,3 +208,16 @@ def test_help_names_every_flag(command: Runner) -> None:
     assert done.code == 0
     for flag in ("-p", "-n", "-d", "-b", "-t", "-r", "--vs"):
         assert f" {flag} " in done.out
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("setting", ["repack 1", "repack 0"])
+def test_the_real_rivals_answer(setting: str, smollm2_path: Path) -> None:
+    found: list[rivals.Rival] = [rivals.Wheel()]
+    if (judge := llamacpp.find()) is not None:
+        found.append(rivals.find_rival(f"llamacpp={judge.tools}"))
+    for rival in found:
+        rates = rival.run(smollm2_path, rivals.Task(prompt=16, predict=2, depth=20, threads=1), setting)
+        assert set(rates.tokens_per_s) == {"prefill", "decode"}
+        assert min(rates.tokens_per_s.values()) > 0
+        assert 0 < rates.core_share < 1.5
