@@ -82,6 +82,9 @@ def test_commands_on_argparse_report_as_the_others_do(command: Runner, tiny_path
     assert command("inspect", tiny_path).out.startswith("file")
     done = command("inspect")
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    done = command("inspect", tiny_path, "--jsn")
+    assert (done.code, done.out) == (2, "")
+    assert "--jsn (did you mean --json?)" in done.err
 
 
 def bad_files(folder: Path) -> dict[str, Path]:
@@ -145,6 +148,7 @@ def test_a_file_that_is_no_model_is_one_line(command: Runner, tmp_path: Path, na
         (["perplexity", "MODEL"], 2),
         (["perplexity", "MODEL", "-f", "missing.txt"], 1),
         (["perplexity", "MODEL", "-f", os.devnull, "-c", "0"], 2),
+        (["perplexity", "MODEL", "-f", os.devnull, "--chunks", "0"], 2),
     ],
 )
 def test_a_mistake_is_one_line_and_its_exit_code(command: Runner, tiny_path: Path, words: list[str], code: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from gemmafile import Model
-from gemmafile.cli.perplexity import negative_log_likelihoods
+from gemmafile.cli.perplexity import Score, negative_log_likelihoods
 from tests.cli.conftest import Runner
 from tests.oracles import llamacpp
 from tests.tiny import write_small
@@ -109,6 +110,18 @@ def test_a_text_too_short_is_said_with_what_it_takes(command: Runner, tiny_path:
     assert re.fullmatch(r"gemmafile: the text has \d+ tokens, and a context of 64 needs 128: .*-c \d+\)\n", done.err)
     n = int(done.err.split()[4])
     assert command("perplexity", tiny_path, "-f", tmp_path / "short.txt", "-c", n // 2).code == 0
+
+
+def test_no_context_is_proposed_for_a_text_that_none_fits(command: Runner, tiny_path: Path) -> None:
+    done = command("perplexity", tiny_path, "-f", os.devnull)
+    assert done.code == 1
+    assert done.err.endswith("give a longer text\n")
+
+
+def test_a_model_that_cannot_be_worse_has_no_finite_perplexity() -> None:
+    score = Score(n=2, nll=2e4, nll_squared=2e8)
+    assert score.perplexity == math.inf
+    assert math.isnan(Score(n=2, nll=math.nan, nll_squared=math.nan).perplexity)
 
 
 def test_text_from_stdin(tiny_path: Path) -> None:

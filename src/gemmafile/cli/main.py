@@ -79,7 +79,8 @@ def call(module_name: str, command: str, words: list[str]) -> int:
 
     class Parser(ArgumentParser):
         def error(self, message: str) -> NoReturn:
-            raise BadSettings(message)
+            word = message.partition("unrecognized arguments: ")[2].partition(" ")[0]
+            raise BadSettings(message + (nearest(word, self._option_string_actions) if word.startswith("-") else ""))
 
     parser = Parser(prog=f"gemmafile {command}", description=COMMANDS[command][1], allow_abbrev=False)
     module.add_arguments(parser)

@@ -8,6 +8,7 @@ Source: llama.cpp, tools/perplexity/perplexity.cpp, `perplexity`.
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 SCORED_ROWS = 64
 """Rows of logits held at once: 64 MB with Gemma's vocabulary, where a whole chunk would take 500."""
 
-DEFAULT_CONTEXT = 512
+DEFAULT_CONTEXT, SHORTEST_CONTEXT = 512, 4
+LARGEST_MEAN = math.log(sys.float_info.max)
 
 
 @dataclass
@@ -55,7 +57,8 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        return math.exp(self.nll / self.n)
+        mean = self.nll / self.n
+        return math.inf if mean >= LARGEST_MEAN else math.exp(mean)
 
     @property
     def uncertainty(self) -> float:
@@ -84,8 +87,10 @@ def main(words: list[str]) -> int:
         raise BadSettings("which text? give a file: gemmafile perplexity MODEL -f text.txt")
     text = read_text(settings.file)
     n_context = DEFAULT_CONTEXT if context.context is None else context.context
-    if n_context < 4:
-        raise BadSettings(f"-c is {n_context}, expected the length of a chunk, 4 or more")
+    if n_context < SHORTEST_CONTEXT:
+        raise BadSettings(f"-c is {n_context}, expected the length of a chunk, {SHORTEST_CONTEXT} or more")
+    if settings.n_chunks == 0:
+        raise BadSettings("--chunks is 0, expected 1 or more, or -1 for all")
     from gemmafile.model_api import Model
 
     with Model(path, replace(context, context=n_context), say=streams.say) as model:
@@ -98,9 +103,11 @@ def measure(model: Model, text: str, n_context: int, n_chunks: int, streams: Str
     """Scores a text, writing the perplexity so far after each chunk. Raises GemmafileError for a text too short."""
     token_ids = model.tokenize(text)
     if len(token_ids) < 2 * n_context:
+        fitting = len(token_ids) // 2
+        smaller = f" or a smaller context (-c {fitting})" if fitting >= SHORTEST_CONTEXT else ""
         raise GemmafileError(
             f"the text has {len(token_ids)} tokens, and a context of {n_context} needs {2 * n_context}: "
-            f"give a longer text or a smaller context (-c {len(token_ids) // 2})"
+            f"give a longer text{smaller}"
         )
     n_all = len(token_ids) // n_context
     n_chunks = n_all if n_chunks < 0 else min(n_chunks, n_all)
