@@ -21,26 +21,34 @@ QUANTISED = [name for name in FORMAT_MODULES if format_module(name).ACTIVATIONS]
 EXP_COEFFICIENTS = (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 
 
-def law_of_exp(x: np.float32) -> np.float32:
-    if x < F(-87.33):
-        return F(0)
-    x = min(x, F(88.72))
+def law_of_exp_parts(x: np.float32) -> tuple[int, np.float32]:
     n = F(round(x * F(1.44269504)))
     r = exact_fma(n, F(2.12194440e-4), exact_fma(n, F(-0.693359375), x))
     p = F(1.9875691500e-4)
     for coefficient in EXP_COEFFICIENTS:
         p = exact_fma(p, r, F(coefficient))
-    return np.ldexp(exact_fma(p, r * r, r) + F(1), int(n))
+    return int(n), exact_fma(p, r * r, r)
+
+
+def law_of_exp(x: np.float32) -> np.float32:
+    if x < F(-87.33):
+        return F(0)
+    n, e = law_of_exp_parts(min(x, F(88.72)))
+    return np.ldexp(e + F(1), n)
 
 
 def law_of_tanh(x: np.float32) -> np.float32:
-    return F(1) - F(2) / (law_of_exp(x + x) + F(1))
+    n, e = law_of_exp_parts(max(F(-30), min(F(30), x + x)))
+    power = F(2.0**n)
+    m = exact_fma(power, e, power - F(1))
+    return m / (m + F(2))
 
 
 def test_exp_and_tanh() -> None:
     x = np.random.default_rng(1).uniform(-90, 90, 300).astype(F)
     np.testing.assert_array_equal(exp(x), [law_of_exp(number) for number in x])
-    np.testing.assert_array_equal(tanh(x / 16), [law_of_tanh(number) for number in x / F(16)])
+    for y in (x / F(4), x / F(16), x / F(1e6)):
+        np.testing.assert_array_equal(tanh(y), [law_of_tanh(number) for number in y])
 
 
 @pytest.mark.parametrize("n", [8, 16, 100])

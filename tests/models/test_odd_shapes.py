@@ -61,3 +61,15 @@ def test_logits_equal_transformers_after_thousands_of_positions(
     model, token_ids = make_tiny(config, 5), tiny_tokens(config, 5, 2500)
     logits = our_logits(write_tiny(model, tmp_path / "tiny.gguf"), "cpu", token_ids)
     np.testing.assert_allclose(logits, hf.logits(hf.build(model), token_ids), rtol=0, atol=TOLERANCE / 3)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("attn_softcap, logit_softcap", [(1e5, 1e5), (2.0, 1.0)])
+def test_a_soft_cap_may_be_far_away_or_near(attn_softcap: float, logit_softcap: float, tmp_path: Path) -> None:
+    """A cap of 100,000 is how a model says that there is none: it may cost no digits."""
+    from tests.oracles import hf
+
+    config = TinyConfig("gemma2", n_layers=2, n_vocab=300, attn_softcap=attn_softcap, logit_softcap=logit_softcap)
+    model, token_ids = make_tiny(config, 8), tiny_tokens(config, 8, 60)
+    logits = our_logits(write_tiny(model, tmp_path / "tiny.gguf"), "cpu", token_ids)
+    np.testing.assert_allclose(logits, hf.logits(hf.build(model), token_ids), rtol=0, atol=TOLERANCE / 3)

@@ -20,6 +20,7 @@ _BELOW_FLOAT32, _HALF = np.int64((1 << 29) - 1), np.int64(1 << 28)
 _LOG2_E = np.float32(1.44269504)
 _MINUS_LN2 = np.float32(-0.693359375), np.float32(2.12194440e-4)
 _EXP_LOW, _EXP_HIGH = np.float32(-87.33), np.float32(88.72)
+_TANH_BOUND = np.float32(30)  # of 2x: tanh 15 is 1
 _EXP_POLYNOMIAL = np.array(
     [1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1], np.float32
 )
@@ -63,20 +64,32 @@ def tree(lanes: np.ndarray) -> np.ndarray:
 
 def exp(x: np.ndarray) -> np.ndarray:
     """float32 e^x, within 1.01 units in the last place; 0 below -87.33, e^88.72 above 88.72, NaN for NaN."""
-    held = np.where(np.isnan(x), np.float32(0), np.clip(x, _EXP_LOW, _EXP_HIGH))
-    n = np.rint(held * _LOG2_E)
-    r = held
+    n, e = _exp_parts(_hold(x, _EXP_LOW, _EXP_HIGH))
+    y = e + np.float32(1)
+    y = (y.view(np.int32) + (n << 23)).view(np.float32)
+    return np.where(np.isnan(x), x, np.where(x < _EXP_LOW, np.float32(0), y))
+
+
+def tanh(x: np.ndarray) -> np.ndarray:
+    """float32 tanh x = (e^2x - 1) / (e^2x + 1), within 3 units in the last place, also near 0; NaN for NaN."""
+    n, e = _exp_parts(_hold(x + x, -_TANH_BOUND, _TANH_BOUND))
+    power = np.ldexp(np.float32(1), n)
+    m = fma(power, e, power - np.float32(1))
+    return np.where(np.isnan(x), x, m / (m + np.float32(2)))
+
+
+def _hold(x: Float32, low: np.float32, high: np.float32) -> np.ndarray:
+    """x within bounds; 0 for NaN."""
+    return np.where(np.isnan(x), np.float32(0), np.clip(x, low, high))
+
+
+def _exp_parts(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """n int32 and e float32 with e^x = 2^n (1 + e)."""
+    n = np.rint(x * _LOG2_E)
+    r = x
     for part in _MINUS_LN2:
         r = fma(n, part, r)
     p = np.broadcast_to(_EXP_POLYNOMIAL[0], r.shape)
     for coefficient in _EXP_POLYNOMIAL[1:]:
         p = fma(p, r, coefficient)
-    y = fma(p, r * r, r) + np.float32(1)
-    y = (y.view(np.int32) + (n.astype(np.int32) << 23)).view(np.float32)
-    return np.where(np.isnan(x), x, np.where(x < _EXP_LOW, np.float32(0), y))
-
-
-def tanh(x: np.ndarray) -> np.ndarray:
-    """float32 tanh x, within 2e-7 of it."""
-    one, two = np.float32(1), np.float32(2)
-    return one - two / (exp(x + x) + one)
+    return n.astype(np.int32), fma(p, r * r, r)

@@ -347,12 +347,15 @@ call_yield = make(void, [address], _call_yield)
 
 
 @device
-def exp(x):
-    """float32x16; Cephes expf."""
-    low, high = splat_f32x16(types.float32(-87.33)), splat_f32x16(types.float32(88.72))
-    held = select(less(x, low), low, select(greater(x, high), high, x))
-    n = round_even(held * splat_f32x16(types.float32(1.44269504)))
-    r = fma(n, splat_f32x16(types.float32(-0.693359375)), held)
+def _hold(x, low, high):
+    return select(less(x, low), low, select(greater(x, high), high, x))
+
+
+@device
+def _exp_parts(x):
+    """(n, e) with e^x = 2^n * (1 + e); Cephes expf."""
+    n = round_even(x * splat_f32x16(types.float32(1.44269504)))
+    r = fma(n, splat_f32x16(types.float32(-0.693359375)), x)
     r = fma(n, splat_f32x16(types.float32(2.12194440e-4)), r)
     p = splat_f32x16(types.float32(1.9875691500e-4))
     p = fma(p, r, splat_f32x16(types.float32(1.3981999507e-3)))
@@ -360,16 +363,30 @@ def exp(x):
     p = fma(p, r, splat_f32x16(types.float32(4.1665795894e-2)))
     p = fma(p, r, splat_f32x16(types.float32(1.6666665459e-1)))
     p = fma(p, r, splat_f32x16(types.float32(5.0000001201e-1)))
-    y = fma(p, r * r, r) + splat_f32x16(types.float32(1))
     # A NaN must not reach the integer conversion, where it has no defined value.
-    is_number = equal(x, x)
-    n = select(is_number, n, splat_f32x16(types.float32(0)))
-    y = i32_as_f32x16(f32_as_i32x16(y) + (f32_to_i32x16(n) << 23))
-    return select(is_number, select(less(x, low), splat_f32x16(types.float32(0)), y), x)
+    return f32_to_i32x16(select(equal(x, x), n, splat_f32x16(types.float32(0)))), fma(p, r * r, r)
+
+
+@device
+def _times_power(y, n):
+    """y * 2^n, for results that are normal numbers."""
+    return i32_as_f32x16(f32_as_i32x16(y) + (n << 23))
+
+
+@device
+def exp(x):
+    """float32x16"""
+    low = splat_f32x16(types.float32(-87.33))
+    n, e = _exp_parts(_hold(x, low, splat_f32x16(types.float32(88.72))))
+    y = _times_power(e + splat_f32x16(types.float32(1)), n)
+    return select(equal(x, x), select(less(x, low), splat_f32x16(types.float32(0)), y), x)
 
 
 @device
 def tanh(x):
-    """float32x16"""
-    one = splat_f32x16(types.float32(1))
-    return one - splat_f32x16(types.float32(2)) / (exp(x + x) + one)
+    """float32x16; (e^2x - 1) / (e^2x + 1), the -1 taken before digits are lost to it."""
+    one, bound = splat_f32x16(types.float32(1)), splat_f32x16(types.float32(30))
+    n, e = _exp_parts(_hold(x + x, splat_f32x16(types.float32(-30)), bound))
+    power = _times_power(one, n)
+    m = fma(power, e, power - one)
+    return select(equal(x, x), m / (m + splat_f32x16(types.float32(2))), x)
