@@ -145,6 +145,14 @@ def store_at(b: Any, value: Any, addr: Any, offset: int = 0) -> None:
     b.store(value, pointer(b, addr, value.type, offset), align=1)
 
 
+def load_halves(b: Any, at: Sequence[Any], offset: int = 0) -> Any:
+    """The float16 at each address + offset: <n x float>."""
+    v = ir.Constant(ir.VectorType(I16, len(at)), ir.Undefined)
+    for i, a in enumerate(at):
+        v = b.insert_element(v, load_at(b, a, I16, offset), ir.Constant(I32, i))
+    return half_to_f32(b, v)
+
+
 def fma_f32(b: Any, x: Any, y: Any, z: Any) -> Any:
     """x * y + z rounded once, vectors or scalars."""
     name = f"llvm.fma.v{x.type.count}f32" if isinstance(x.type, ir.VectorType) else "llvm.fma.f32"

@@ -54,30 +54,124 @@ def build_kernels(f: Quad) -> dict[str, Callable[..., None]]:
 
 
 def _make_matvec(f: Quad) -> Callable[..., None]:
-    import llvmlite.ir as ir
+    from gemmafile.kernels import simd
+
+    load, atomic_add, quotient = simd.load_i64, simd.atomic_add, simd.quotient
+    one_token, two_tokens, three_tokens = (_make_walk(f, n) for n in (1, 2, 3))
+
+    def matvec(op, shared, thread):
+        """out[t][r] for 1 to 3 tokens at a time, four rows at a time. Reads ROW_BYTES a row, once."""
+        weights, row_bytes, n = load(op + WEIGHTS), load(op + ROW_BYTES), load(op + N)
+        n_blocks = load(op + COLUMNS) >> 5
+        tokens, out_stride = load(shared + load(op + ROWS)), load(op + OUT_STRIDE)
+        if tokens == 0:
+            return
+        stride = quotient(tokens + 5, 6) * 6 * QUAD_BYTES
+        while True:
+            first = CHUNK_ROWS * atomic_add(op + NEXT, 1)
+            if first >= n:
+                return
+            r = first
+            while r < min(first + CHUNK_ROWS, n):
+                p0 = weights + r * row_bytes
+                p1 = weights + min(r + 1, n - 1) * row_bytes
+                p2, p3 = weights + min(r + 2, n - 1) * row_bytes, weights + min(r + 3, n - 1) * row_bytes
+                a, out = load(op + PACKED), load(op + OUT) + 4 * r
+                if tokens == 1:
+                    one_token(p0, p1, p2, p3, row_bytes, n_blocks, a, stride, out, out_stride)
+                elif tokens == 2:
+                    two_tokens(p0, p1, p2, p3, row_bytes, n_blocks, a, stride, out, out_stride)
+                else:
+                    t = 0
+                    while t < tokens:
+                        at = out + t * out_stride
+                        three_tokens(p0, p1, p2, p3, row_bytes, n_blocks, a + t * QUAD_BYTES, stride, at, out_stride)
+                        t += 3
+                r += 4
+
+    return matvec
+
+
+def _make_walk(f: Quad, n_tokens: int) -> Any:
+    """walk(...): four rows, from p0 to p3, times n tokens, side by side from a on. Weights are unpacked once."""
     from numba.core import types
 
-    from gemmafile.kernels import emit, simd
+    from gemmafile.kernels import emit, simd, tiles
 
-    load, atomic_add, quotient, load_a = simd.load_i64, simd.atomic_add, simd.quotient, simd.load_i8x64
-    store_4, splat_4 = simd.store_f32x4, simd.splat_f32x4
-    bytes_, added_at, halves = f.bytes, f.added, f.halves
-    v16, v4 = emit.vec("i32", 16), emit.vec("f32", 4)
+    bytes_, halves = f.bytes, f.halves
+    vector, four, u64 = emit.vec("i32", 16), emit.vec("f32", 4), emit.vec("u8", 64)
+    sums, floats = types.UniTuple(vector, n_tokens), types.UniTuple(four, n_tokens)
     prefetch_rows = simd.prefetcher(16 * f.bytes)
+    row_sums = emit.make(sums, [u64, u64, emit.address], _row_sums_code(f, n_tokens))
+    add_quad = emit.make(floats, [floats, *[sums] * 4, *[emit.address] * 8], _add_quad_code(f))
+    zeros = emit.make(floats, [], lambda b: tiles.join(b, [emit.splat_constant(four.llvm, 0.0)] * n_tokens))
+    store = emit.make(emit.void, [floats, emit.address, emit.address], tiles.store_rows)
 
-    def start_code(b: Any, a: Any) -> Any:
+    @simd.device
+    def of_row(p, o1, o2, o3, a):
+        low, high = halves(p, p + o1, p + o2, p + o3)
+        return row_sums(low, high, a)
+
+    @simd.device
+    def walk(p0, p1, p2, p3, row_bytes, n_blocks, a, stride, out, out_stride):
+        ahead, acc = p0 + 4 * row_bytes, zeros()
+        whole, left = n_blocks >> 2, n_blocks & 3
+        o1, o2, o3 = bytes_, 2 * bytes_, 3 * bytes_
+        for quad in range((n_blocks + 3) >> 2):
+            if quad == whole:
+                o1, o2, o3 = min(1, left - 1) * bytes_, min(2, left - 1) * bytes_, (left - 1) * bytes_
+            prefetch_rows(ahead)
+            i0, i1 = of_row(p0, o1, o2, o3, a), of_row(p1, o1, o2, o3, a)
+            i2, i3 = of_row(p2, o1, o2, o3, a), of_row(p3, o1, o2, o3, a)
+            acc = add_quad(acc, i0, i1, i2, i3, p0, p1, p2, p3, o1, o2, o3, a)
+            p0 += 4 * bytes_
+            p1 += 4 * bytes_
+            p2 += 4 * bytes_
+            p3 += 4 * bytes_
+            ahead += 16 * bytes_
+            a += stride
+        store(acc, out, out_stride)
+
+    return walk
+
+
+def _row_sums_code(f: Quad, n_tokens: int) -> Callable[..., Any]:
+    """For each token 16 lanes, four for each block of a row's quad, whose sums are the blocks' exact integers."""
+    import llvmlite.ir as ir
+
+    from gemmafile.kernels import emit, tiles
+
+    t = ir.VectorType(emit.I32, 16)
+
+    def start(b: Any, a: Any, at: int) -> Any:
         """Minus the sum of each block, times the offset, in the first of its four lanes."""
         if not f.offset:
-            return emit.splat_constant(v16.llvm, 0)
-        sums = emit.load_at(b, a, ir.VectorType(emit.I32, 4), QUAD_MINUS_SUMS)
+            return emit.splat_constant(t, 0)
+        sums = emit.load_at(b, a, ir.VectorType(emit.I32, 4), at + QUAD_MINUS_SUMS)
         total = b.mul(sums, emit.splat_constant(sums.type, f.offset))
         lanes = [4 if lane % 4 else lane // 4 for lane in range(16)]
         return emit.shuffle(b, total, emit.splat_constant(sums.type, 0), lanes)
 
-    def dot_code(b: Any, acc: Any, u: Any, s: Any) -> Any:
-        return emit.dot_bytes(b, acc, u, s, below_128=f.below_128)
+    def code(b: Any, low: Any, high: Any, a: Any) -> Any:
+        sums = []
+        for at in range(0, n_tokens * QUAD_BYTES, QUAD_BYTES):
+            acc = start(b, a, at)
+            for i, weights in enumerate((low, high)):
+                activations = emit.load_at(b, a, weights.type, at + 64 * i)
+                acc = emit.dot_bytes(b, acc, weights, activations, below_128=f.below_128)
+            sums.append(acc)
+        return tiles.join(b, sums)
 
-    def by_block_code(b: Any, *rows: Any) -> Any:
+    return code
+
+
+def _add_quad_code(f: Quad) -> Callable[..., Any]:
+    """The law's float steps for a quad of four rows: acc, the sums of each row, p of each row, o1, o2, o3, a."""
+    import llvmlite.ir as ir
+
+    from gemmafile.kernels import emit, tiles
+
+    def by_block(b: Any, rows: Any) -> Any:
         """Lanes 4 j ... 4 j + 3 of four rows -> the sums of block j in lanes 4 j (row 0) ... 4 j + 3 (row 3)."""
         quads = range(0, 16, 4)
 
@@ -91,79 +185,44 @@ def _make_matvec(f: Quad) -> Callable[..., None]:
         seconds = [i for q in quads for i in (q + 2, q + 3, 18 + q, 19 + q)]
         return add(x, y, firsts, seconds)
 
-    def finish_code(b: Any, acc: Any, sums: Any, a: Any, *blocks: Any) -> Any:
-        """The law's float steps for four blocks; `blocks` are the addresses [block][row]."""
-        floats = b.sitofp(sums, ir.VectorType(emit.F32, 16))
-        for j in range(4):
-            at = blocks[4 * j : 4 * j + 4]
-            by_row, added = _scales_of_rows(b, at, added_at)
-            d = b.fmul(by_row, emit.splat(b, emit.load_at(b, a, emit.F32, QUAD_D + 4 * j), 4))
-            acc = emit.fma_f32(b, emit.shuffle(b, floats, floats, range(4 * j, 4 * j + 4)), d, acc)
-            if added is not None:
-                total = emit.splat(b, emit.load_at(b, a, emit.F32, QUAD_D_SUMS + 4 * j), 4)
-                acc = emit.fma_f32(b, added, total, acc)
-        return acc
+    def code(b: Any, acc: Any, *arguments: Any) -> Any:
+        acc, rows = tiles.split(b, acc), [tiles.split(b, row) for row in arguments[:4]]
+        first, offsets, a = arguments[4:8], (None, *arguments[8:11]), arguments[11]
+        floats = [
+            b.sitofp(by_block(b, [row[token] for row in rows]), ir.VectorType(emit.F32, 16))
+            for token in range(len(acc))
+        ]
+        for j, offset in enumerate(offsets):
+            at = [b.add(p, offset) for p in first] if offset is not None else first
+            by_row, added = _scales_of_rows(b, at, f.added)
+            for token, values in enumerate(floats):
+                here = token * QUAD_BYTES + 4 * j
+                d = b.fmul(by_row, emit.splat(b, emit.load_at(b, a, emit.F32, here + QUAD_D), 4))
+                block = emit.shuffle(b, values, values, range(4 * j, 4 * j + 4))
+                acc[token] = emit.fma_f32(b, block, d, acc[token])
+                if added is not None:
+                    total = emit.splat(b, emit.load_at(b, a, emit.F32, here + QUAD_D_SUMS), 4)
+                    acc[token] = emit.fma_f32(b, added, total, acc[token])
+        return tiles.join(b, acc)
 
-    start = emit.make(v16, [emit.address], start_code)
-    dot = emit.make(v16, [v16, emit.vec("u8", 64), emit.vec("i8", 64)], dot_code)
-    by_block = emit.make(v16, [v16] * 4, by_block_code)
-    finish = emit.make(v4, [v4, v16, emit.address, *[emit.address] * 16], finish_code)
+    return code
 
-    @simd.device
-    def block_sums(p, o1, o2, o3, t, a):
-        """int32x16: four lanes for each of the four blocks at p, p + o1, ..."""
-        low, high = halves(p, p + o1, p + o2, p + o3)
-        return dot(dot(t, low, load_a(a)), high, load_a(a + 64))
 
-    def matvec(op, shared, thread):
-        """out[t][r] for 1 to 3 tokens, four rows at a time. Reads ROW_BYTES a row, once."""
-        weights, row_bytes, n = load(op + WEIGHTS), load(op + ROW_BYTES), load(op + N)
-        n_blocks = load(op + COLUMNS) >> 5
-        whole = n_blocks >> 2
-        n_quads = (n_blocks + 3) >> 2
-        left = n_blocks - 4 * whole
-        tokens = load(shared + load(op + ROWS))
-        if tokens == 0:
-            return
-        stride = quotient(tokens + 5, 6) * 6 * QUAD_BYTES
-        while True:
-            first = CHUNK_ROWS * atomic_add(op + NEXT, 1)
-            if first >= n:
-                return
-            r = first
-            while r < min(first + CHUNK_ROWS, n):
-                r0 = weights + r * row_bytes
-                r1 = weights + min(r + 1, n - 1) * row_bytes
-                r2, r3 = weights + min(r + 2, n - 1) * row_bytes, weights + min(r + 3, n - 1) * row_bytes
-                for token in range(tokens):
-                    p0, p1, p2, p3 = r0, r1, r2, r3
-                    ahead = r0 + 4 * row_bytes
-                    a = load(op + PACKED) + token * QUAD_BYTES
-                    acc = splat_4(types.float32(0))
-                    o1, o2, o3 = bytes_, 2 * bytes_, 3 * bytes_
-                    for quad in range(n_quads):
-                        if quad == whole:
-                            o1, o2, o3 = min(1, left - 1) * bytes_, min(2, left - 1) * bytes_, (left - 1) * bytes_
-                        prefetch_rows(ahead)
-                        t = start(a)
-                        sums = by_block(
-                            block_sums(p0, o1, o2, o3, t, a), block_sums(p1, o1, o2, o3, t, a),
-                            block_sums(p2, o1, o2, o3, t, a), block_sums(p3, o1, o2, o3, t, a),
-                        )  # fmt: skip
-                        acc = finish(
-                            acc, sums, a, p0, p1, p2, p3, p0 + o1, p1 + o1, p2 + o1, p3 + o1,
-                            p0 + o2, p1 + o2, p2 + o2, p3 + o2, p0 + o3, p1 + o3, p2 + o3, p3 + o3,
-                        )  # fmt: skip
-                        p0 += 4 * bytes_
-                        p1 += 4 * bytes_
-                        p2 += 4 * bytes_
-                        p3 += 4 * bytes_
-                        ahead += 16 * bytes_
-                        a += stride
-                    store_4(load(op + OUT) + token * load(op + OUT_STRIDE) + 4 * r, acc)
-                r += 4
+def _scales_of_rows(b: Any, at: Any, added_at: int | None) -> tuple[Any, Any]:
+    """The float16 at four addresses as <4 x float>, and those at `added_at`, right behind them, or None."""
+    import llvmlite.ir as ir
 
-    return matvec
+    from gemmafile.kernels import emit
+
+    if added_at is None:
+        return emit.load_halves(b, at), None
+    assert added_at == 2
+    v = ir.Constant(ir.VectorType(emit.I32, 4), ir.Undefined)
+    for i, a in enumerate(at):
+        v = b.insert_element(v, emit.load_at(b, a, emit.I32), ir.Constant(emit.I32, i))
+    pairs = b.bitcast(v, ir.VectorType(emit.I16, 8))
+    both = emit.half_to_f32(b, emit.shuffle(b, pairs, pairs, [0, 2, 4, 6, 1, 3, 5, 7]))
+    return emit.half(b, both, 0), emit.half(b, both, 1)
 
 
 def nibble_halves(first_byte: int) -> Any:
@@ -185,24 +244,6 @@ def nibble_halves(first_byte: int) -> Any:
         return q & low, as_bytes(as_words(q) >> 4) & low
 
     return halves
-
-
-def _scales_of_rows(b: Any, at: Any, added_at: int | None) -> tuple[Any, Any]:
-    """The float16 at four addresses as <4 x float>, and those at `added_at`, right behind them, or None."""
-    import llvmlite.ir as ir
-
-    from gemmafile.kernels import emit
-
-    assert added_at in (None, 2)
-    kind = emit.I16 if added_at is None else emit.I32
-    v = ir.Constant(ir.VectorType(kind, 4), ir.Undefined)
-    for i, a in enumerate(at):
-        v = b.insert_element(v, emit.load_at(b, a, kind), ir.Constant(emit.I32, i))
-    if added_at is None:
-        return emit.half_to_f32(b, v), None
-    pairs = b.bitcast(v, ir.VectorType(emit.I16, 8))
-    both = emit.half_to_f32(b, emit.shuffle(b, pairs, pairs, [0, 2, 4, 6, 1, 3, 5, 7]))
-    return emit.half(b, both, 0), emit.half(b, both, 1)
 
 
 def _make_matmul(f: Quad) -> Callable[..., None]:

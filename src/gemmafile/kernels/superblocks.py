@@ -72,98 +72,16 @@ def build_kernels(f: SuperBlock) -> dict[str, Callable[..., None]]:
 
 
 def _make_matvec(f: SuperBlock) -> Callable[..., None]:
-    import llvmlite.ir as ir
-    from numba.core import types
+    from gemmafile.kernels import simd
 
-    from gemmafile.kernels import emit, simd
-
-    load, load_f32, atomic_add, quotient = simd.load_i64, simd.load_f32, simd.atomic_add, simd.quotient
-    load_a, load_sums, store_4, splat_4 = simd.load_i8x64, simd.load_i32x16, simd.store_f32x4, simd.splat_f32x4
-    fma_4, to_float_4 = simd.fma_x4, simd.i32_to_f32x4
-    bytes_, d_at, min_at, chunk, scales = f.bytes, f.d, f.min_scale, f.chunk, f.scales or no_scales()
-    has_scales, has_minimum, has_offset, offset = f.sub_scales > 0, f.sub_minima > 0, f.offset > 0, f.offset
-    v16, u64, s64 = emit.vec("i32", 16), emit.vec("u8", 64), emit.vec("i8", 64)
-    lanes_per_sub = 64 // max(f.sub_scales, 4)  # of the 16 lanes of a chunk's dot product
-    prefetch_rows = simd.prefetcher(4 * f.bytes)
-
-    def spread(j: int) -> Any:
-        """Sub-scales of chunk j onto the lanes of its dot product."""
-        first = j * f.sub_scales // 4
-        return simd.shuffler("i32", 16, [first + lane // lanes_per_sub for lane in range(16)])
-
-    def starts(j: int) -> Any:
-        """Minus the sums of chunk j's sub-blocks of 16, times the offset, in the first lane of each."""
-
-        def code(b: Any, sums: Any) -> Any:
-            total = b.mul(sums, emit.splat_constant(sums.type, offset))
-            lanes = [16 if lane % 4 else 4 * j + lane // 4 for lane in range(16)]
-            return emit.shuffle(b, total, emit.splat_constant(sums.type, 0), lanes)
-
-        return emit.make(v16, [v16], code)
-
-    def dot_code(b: Any, acc: Any, u: Any, s: Any) -> Any:
-        return emit.dot_bytes(b, acc, u, s, below_128=f.below_128)
-
-    dot = emit.make(v16, [v16, u64, s64], dot_code)
-    spread0, spread1, spread2, spread3 = (spread(j) for j in range(4))
-    start0, start1, start2, start3 = (starts(j) for j in range(4))
-    zero, splat_ints = simd.constants("i32", [0] * 16), simd.splat_i32x16
-
-    @simd.device
-    def scaled_sum(p, a):
-        """Lanes whose sum is I of the super-block at p with the activations at a."""
-        s = scales(p)
-        if has_offset:
-            sums = load_sums(a + SUPER_MINUS_SUMS)
-            t0, t1, t2, t3 = start0(sums), start1(sums), start2(sums), start3(sums)
-        else:
-            t0, t1, t2, t3 = zero(), zero(), zero(), zero()
-        t0 = dot(t0, chunk(p, 0), load_a(a)) * spread0(s, s)
-        t1 = dot(t1, chunk(p, 1), load_a(a + 64)) * spread1(s, s)
-        t2 = dot(t2, chunk(p, 2), load_a(a + 128)) * spread2(s, s)
-        t3 = dot(t3, chunk(p, 3), load_a(a + 192)) * spread3(s, s)
-        return (t0 + t1) + (t2 + t3)
-
-    @simd.device
-    def plain_sum(p, a):
-        """The same where the weights hold their sub-scales."""
-        if has_offset:
-            t = load_sums(a + SUPER_MINUS_SUMS) * splat_ints(types.int32(offset))
-        else:
-            t = zero()
-        t = dot(t, chunk(p, 0), load_a(a))
-        t = dot(t, chunk(p, 1), load_a(a + 64))
-        t = dot(t, chunk(p, 2), load_a(a + 128))
-        return dot(t, chunk(p, 3), load_a(a + 192))
-
-    integer_sum = scaled_sum if has_scales else plain_sum
-
-    def minimum_code(b: Any, s: Any, a: Any) -> Any:
-        """Pairs of sub-minima times their sums, whose sum is M, widened to 16 lanes."""
-        n, t = f.sub_minima // 2, ir.VectorType(emit.I16, f.sub_minima)
-        pairs = b.bitcast(emit.shuffle(b, s, s, range(f.sub_scales, f.sub_scales + n)), t)
-        sums = emit.load_at(b, a, t, SUPER_SUMS_16 if f.sub_minima == 16 else SUPER_SUMS_32)
-        zeros = emit.splat_constant(ir.VectorType(emit.I32, n), 0)
-        return emit.shuffle(b, emit.dot_words(b, zeros, pairs, sums), zeros, [min(lane, n) for lane in range(16)])
-
-    minimum_sum = emit.make(v16, [v16, emit.address], minimum_code)
-    sum_rows = emit.make(emit.vec("i32", 4), [v16] * 4, lambda b, *rows: emit.tree_sum_rows(b, rows))
-
-    def halves_code(b: Any, *at: Any) -> Any:
-        t = ir.VectorType(emit.I16, 4)
-        v = ir.Constant(t, ir.Undefined)
-        for i, a in enumerate(at):
-            v = b.insert_element(v, emit.load_at(b, a, emit.I16), ir.Constant(emit.I32, i))
-        return emit.half_to_f32(b, v)
-
-    four_halves = emit.make(emit.vec("f32", 4), [emit.address] * 4, halves_code)
-    negate_4 = emit.make(emit.vec("f32", 4), [emit.vec("f32", 4)], lambda b, v: b.fneg(v))
+    load, atomic_add, quotient = simd.load_i64, simd.atomic_add, simd.quotient
+    one_token, two_tokens, three_tokens = (_make_walk(f, n) for n in (1, 2, 3))
 
     def matvec(op, shared, thread):
-        """out[t][r] for 1 to 3 tokens, four rows at a time. Reads ROW_BYTES a row, once."""
+        """out[t][r] for 1 to 3 tokens at a time, four rows at a time. Reads ROW_BYTES a row, once."""
         weights, row_bytes, n = load(op + WEIGHTS), load(op + ROW_BYTES), load(op + N)
         n_blocks = load(op + COLUMNS) >> 8
-        tokens = load(shared + load(op + ROWS))
+        tokens, out_stride = load(shared + load(op + ROWS)), load(op + OUT_STRIDE)
         if tokens == 0:
             return
         stride = quotient(tokens + 5, 6) * 6 * SUPER_BYTES
@@ -173,36 +91,135 @@ def _make_matvec(f: SuperBlock) -> Callable[..., None]:
                 return
             r = first
             while r < min(first + CHUNK_ROWS, n):
-                r0 = weights + r * row_bytes
-                r1 = weights + min(r + 1, n - 1) * row_bytes
-                r2, r3 = weights + min(r + 2, n - 1) * row_bytes, weights + min(r + 3, n - 1) * row_bytes
-                for t in range(tokens):
-                    p0, p1, p2, p3 = r0, r1, r2, r3
-                    ahead = r0 + 4 * row_bytes
-                    a = load(op + PACKED) + t * SUPER_BYTES
-                    acc = splat_4(types.float32(0))
-                    for _ in range(n_blocks):
-                        prefetch_rows(ahead)
-                        i = sum_rows(integer_sum(p0, a), integer_sum(p1, a), integer_sum(p2, a), integer_sum(p3, a))
-                        d = splat_4(load_f32(a + SUPER_D))
-                        acc = fma_4(to_float_4(i), four_halves(p0 + d_at, p1 + d_at, p2 + d_at, p3 + d_at) * d, acc)
-                        if has_minimum:
-                            m = sum_rows(
-                                minimum_sum(scales(p0), a), minimum_sum(scales(p1), a),
-                                minimum_sum(scales(p2), a), minimum_sum(scales(p3), a),
-                            )  # fmt: skip
-                            least = four_halves(p0 + min_at, p1 + min_at, p2 + min_at, p3 + min_at) * d
-                            acc = fma_4(to_float_4(m), negate_4(least), acc)
-                        p0 += bytes_
-                        p1 += bytes_
-                        p2 += bytes_
-                        p3 += bytes_
-                        ahead += 4 * bytes_
-                        a += stride
-                    store_4(load(op + OUT) + t * load(op + OUT_STRIDE) + 4 * r, acc)
+                p0 = weights + r * row_bytes
+                p1 = weights + min(r + 1, n - 1) * row_bytes
+                p2, p3 = weights + min(r + 2, n - 1) * row_bytes, weights + min(r + 3, n - 1) * row_bytes
+                a, out = load(op + PACKED), load(op + OUT) + 4 * r
+                if tokens == 1:
+                    one_token(p0, p1, p2, p3, row_bytes, n_blocks, a, stride, out, out_stride)
+                elif tokens == 2:
+                    two_tokens(p0, p1, p2, p3, row_bytes, n_blocks, a, stride, out, out_stride)
+                else:
+                    t = 0
+                    while t < tokens:
+                        at = out + t * out_stride
+                        three_tokens(p0, p1, p2, p3, row_bytes, n_blocks, a + t * SUPER_BYTES, stride, at, out_stride)
+                        t += 3
                 r += 4
 
     return matvec
+
+
+def _make_walk(f: SuperBlock, n_tokens: int) -> Any:
+    """walk(...): four rows, from p0 to p3, times n tokens, side by side from a on. Weights are unpacked once."""
+    from numba.core import types
+
+    from gemmafile.kernels import emit, simd, tiles
+
+    bytes_, chunk, scales = f.bytes, f.chunk, f.scales or no_scales()
+    vector, four = emit.vec("i32", 16), emit.vec("f32", 4)
+    sums, floats = types.UniTuple(vector, n_tokens), types.UniTuple(four, n_tokens)
+    prefetch_rows = simd.prefetcher(4 * f.bytes)
+    row_sums = emit.make(sums, [emit.vec("u8", 64)] * 4 + [vector, emit.address], _row_sums_code(f, n_tokens))
+    add_block = emit.make(floats, [floats, *[sums] * 4, *[vector] * 4, *[emit.address] * 5], _add_block_code(f))
+    zeros = emit.make(floats, [], lambda b: tiles.join(b, [emit.splat_constant(four.llvm, 0.0)] * n_tokens))
+    store = emit.make(emit.void, [floats, emit.address, emit.address], tiles.store_rows)
+
+    @simd.device
+    def walk(p0, p1, p2, p3, row_bytes, n_blocks, a, stride, out, out_stride):
+        ahead, acc = p0 + 4 * row_bytes, zeros()
+        for _ in range(n_blocks):
+            prefetch_rows(ahead)
+            s0, s1, s2, s3 = scales(p0), scales(p1), scales(p2), scales(p3)
+            i0 = row_sums(chunk(p0, 0), chunk(p0, 1), chunk(p0, 2), chunk(p0, 3), s0, a)
+            i1 = row_sums(chunk(p1, 0), chunk(p1, 1), chunk(p1, 2), chunk(p1, 3), s1, a)
+            i2 = row_sums(chunk(p2, 0), chunk(p2, 1), chunk(p2, 2), chunk(p2, 3), s2, a)
+            i3 = row_sums(chunk(p3, 0), chunk(p3, 1), chunk(p3, 2), chunk(p3, 3), s3, a)
+            acc = add_block(acc, i0, i1, i2, i3, s0, s1, s2, s3, p0, p1, p2, p3, a)
+            p0 += bytes_
+            p1 += bytes_
+            p2 += bytes_
+            p3 += bytes_
+            ahead += 4 * bytes_
+            a += stride
+        store(acc, out, out_stride)
+
+    return walk
+
+
+def _row_sums_code(f: SuperBlock, n_tokens: int) -> Callable[..., Any]:
+    """For each token 16 lanes whose sum is I of a row's super-block: its four chunks, its sub-scales, activations."""
+    import llvmlite.ir as ir
+
+    from gemmafile.kernels import emit, tiles
+
+    t = ir.VectorType(emit.I32, 16)
+    zero = emit.splat_constant(t, 0)
+
+    def code(b: Any, *arguments: Any) -> Any:
+        chunks, (scales, a) = arguments[:4], arguments[4:]
+
+        def dot(acc: Any, j: int, at: int) -> Any:
+            activations = emit.load_at(b, a, chunks[j].type, at + 64 * j)
+            return emit.dot_bytes(b, acc, chunks[j], activations, below_128=f.below_128)
+
+        def scaled(j: int, at: int, start: Any) -> Any:
+            """Lane i is of sub-block i // lanes; minus the sums of 16 q stand in the first of their four lanes."""
+            first, lanes = j * f.sub_scales // 4, 64 // f.sub_scales
+            own = emit.shuffle(b, start, zero, [16 if lane % 4 else 4 * j + lane // 4 for lane in range(16)])
+            by = emit.shuffle(b, scales, scales, [first + lane // lanes for lane in range(16)])
+            return b.mul(dot(own, j, at), by)
+
+        def lanes_of(at: int) -> Any:
+            start = zero
+            if f.offset:
+                minus_sums = emit.load_at(b, a, t, at + SUPER_MINUS_SUMS)
+                start = b.mul(minus_sums, emit.splat_constant(t, f.offset))
+            if f.sub_scales:
+                parts = [scaled(j, at, start) for j in range(4)]
+                return b.add(b.add(parts[0], parts[1]), b.add(parts[2], parts[3]))
+            for j in range(4):
+                start = dot(start, j, at)
+            return start
+
+        return tiles.join(b, [lanes_of(token * SUPER_BYTES) for token in range(n_tokens)])
+
+    return code
+
+
+def _add_block_code(f: SuperBlock) -> Callable[..., Any]:
+    """The law's float steps for a super-block of four rows: acc, then I, scales and p of each row, a."""
+    import llvmlite.ir as ir
+
+    from gemmafile.kernels import emit, tiles
+
+    four, n = ir.VectorType(emit.F32, 4), f.sub_minima // 2
+    pairs_type = ir.VectorType(emit.I16, f.sub_minima) if n else None
+
+    def minimum_lanes(b: Any, scales: Any, sums: Any) -> Any:
+        """Pairs of sub-minima times their sums, whose sum is M, widened to 16 lanes."""
+        pairs = b.bitcast(emit.shuffle(b, scales, scales, range(f.sub_scales, f.sub_scales + n)), pairs_type)
+        zeros = emit.splat_constant(ir.VectorType(emit.I32, n), 0)
+        return emit.shuffle(b, emit.dot_words(b, zeros, pairs, sums), zeros, [min(lane, n) for lane in range(16)])
+
+    def code(b: Any, acc: Any, *arguments: Any) -> Any:
+        acc, rows = tiles.split(b, acc), [tiles.split(b, row) for row in arguments[:4]]
+        scales, at, a = arguments[4:8], arguments[8:12], arguments[12]
+        by_row = emit.load_halves(b, at, f.d)
+        least_by_row = emit.load_halves(b, at, f.min_scale) if n else None
+        for token in range(len(acc)):
+            here = token * SUPER_BYTES
+            d = emit.splat(b, emit.load_at(b, a, emit.F32, here + SUPER_D), 4)
+            total = emit.tree_sum_rows(b, [row[token] for row in rows])
+            acc[token] = emit.fma_f32(b, b.sitofp(total, four), b.fmul(by_row, d), acc[token])
+            if n:
+                sums = emit.load_at(b, a, pairs_type, here + (SUPER_SUMS_16 if n == 8 else SUPER_SUMS_32))
+                least = emit.tree_sum_rows(b, [minimum_lanes(b, s, sums) for s in scales])
+                by = b.fneg(b.fmul(least_by_row, d))
+                acc[token] = emit.fma_f32(b, b.sitofp(least, four), by, acc[token])
+        return tiles.join(b, acc)
+
+    return code
 
 
 def _make_matmul(f: SuperBlock) -> Callable[..., None]:

@@ -13,7 +13,7 @@ Needs Numba; only kernel builders import it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import llvmlite.ir as ir
@@ -25,22 +25,24 @@ from gemmafile.kernels.emit import F32, I8, I16, I32, I64, address, load_at, mak
 _FLOATS, _INTS = ir.VectorType(F32, 16), ir.VectorType(I32, 16)
 
 
-def _pack(vectors: Sequence[Any]) -> Callable[[Any], Any]:
-    def build(b: Any) -> Any:
-        tile = ir.Constant(ir.ArrayType(vectors[0].type, len(vectors)), ir.Undefined)
-        for i, v in enumerate(vectors):
-            tile = b.insert_value(tile, v, i)
-        return tile
-
-    return build
+def join(b: Any, vectors: Sequence[Any]) -> Any:
+    """Vectors of one type as what a UniTuple of them is."""
+    tile = ir.Constant(ir.ArrayType(vectors[0].type, len(vectors)), ir.Undefined)
+    for i, v in enumerate(vectors):
+        tile = b.insert_value(tile, v, i)
+    return tile
 
 
-def _join(b: Any, vectors: Sequence[Any]) -> Any:
-    return _pack(vectors)(b)
-
-
-def _split(b: Any, tile: Any) -> list[Any]:
+def split(b: Any, tile: Any) -> list[Any]:
+    """The vectors of a UniTuple."""
     return [b.extract_value(tile, i) for i in range(tile.type.count)]
+
+
+def store_rows(b: Any, tile: Any, addr: Any, stride: Any) -> None:
+    """The vectors of a UniTuple, `stride` bytes apart."""
+    for v in split(b, tile):
+        store_at(b, v, addr)
+        addr = b.add(addr, stride)
 
 
 def _at(b: Any, base: Any, *terms: Any) -> Any:
@@ -73,34 +75,34 @@ class OuterTile:
             return emit.half_to_f32(b, half) if kind == "f16" else emit.bf16_to_f32(b, half)
 
         def step(b: Any, acc: Any, a: Any, row: Any) -> Any:
-            acc = _split(b, acc)
+            acc = split(b, acc)
             columns = [b_vector(b, row, i) for i in range(4)]
             for r in range(self.ROWS):
                 one = splat(b, load_at(b, a, F32, r * a_stride), 16)
                 for i in range(4):
                     acc[4 * r + i] = emit.fma_f32(b, one, columns[i], acc[4 * r + i])
-            return _join(b, acc)
+            return join(b, acc)
 
         def step_where(b: Any, acc: Any, a: Any, row: Any, rows: Any) -> Any:
-            kept, added = _split(b, acc), _split(b, step(b, acc, a, row))
+            kept, added = split(b, acc), split(b, step(b, acc, a, row))
             for r in range(self.ROWS):
                 wanted = b.icmp_signed("!=", b.and_(rows, ir.Constant(I64, 1 << r)), ir.Constant(I64, 0))
                 for i in range(4 * r, 4 * r + 4):
                     added[i] = b.select(wanted, added[i], kept[i])
-            return _join(b, added)
+            return join(b, added)
 
         def load(b: Any, c: Any, factors: Any) -> Any:
             vectors = []
             for r in range(self.ROWS):
                 factor = splat(b, load_at(b, factors, F32, 4 * r), 16)
                 vectors += [b.fmul(load_at(b, c, _FLOATS, r * c_stride + 64 * i), factor) for i in range(4)]
-            return _join(b, vectors)
+            return join(b, vectors)
 
         def store(b: Any, acc: Any, c: Any, stride: int) -> None:
-            for i, v in enumerate(_split(b, acc)):
+            for i, v in enumerate(split(b, acc)):
                 store_at(b, v, c, (i // 4) * stride + 64 * (i % 4))
 
-        self.zero = make(tile, [], lambda b: _join(b, [emit.splat_constant(_FLOATS, 0.0)] * n))
+        self.zero = make(tile, [], lambda b: join(b, [emit.splat_constant(_FLOATS, 0.0)] * n))
         self.step = make(tile, [tile, address, address], step)
         """step(tile, a, b): tile[r][c] = fma(a[r], b[c], tile[r][c])"""
         self.step_where = make(tile, [tile, address, address, types.int64], step_where)
@@ -124,8 +126,8 @@ class WeightTile:
         ints, floats = types.UniTuple(vec("i32", 16), self.n), types.UniTuple(vec("f32", 16), self.n)
         zero_i, zero_f = emit.splat_constant(_INTS, 0), emit.splat_constant(_FLOATS, 0.0)
         self.ints, self.floats = ints, floats
-        self.zero_ints = make(ints, [], lambda b: _join(b, [zero_i] * self.n))
-        self.zero_floats = make(floats, [], lambda b: _join(b, [zero_f] * self.n))
+        self.zero_ints = make(ints, [], lambda b: join(b, [zero_i] * self.n))
+        self.zero_floats = make(floats, [], lambda b: join(b, [zero_f] * self.n))
         self.load = make(floats, [address, address], self._load)
         """load(c, stride): the tile from float32 c[token][row]"""
         self.store = make(void, [floats, address, address], self._store)
@@ -146,7 +148,7 @@ class WeightTile:
             for t in range(self.n_tokens):
                 sums = [load_at(b, a, I32, t * self.token_bytes + 4 * i) for i in range(n_sums)]
                 each.append(b.mul(functools.reduce(b.add, sums), ir.Constant(I32, factor)))
-            return _join(b, [splat(b, each[i % self.n_tokens], 16) for i in range(self.n)])
+            return join(b, [splat(b, each[i % self.n_tokens], 16) for i in range(self.n)])
 
         return make(self.ints, [address], code)
 
@@ -155,7 +157,7 @@ class WeightTile:
         bytes_ = ir.VectorType(I8, 64)
 
         def code(b: Any, acc: Any, panel: Any, a: Any) -> Any:
-            acc = _split(b, acc)
+            acc = split(b, acc)
             for s, offset in enumerate(offsets):
                 weights = [load_at(b, panel, bytes_, (s * self.VECTORS + v) * 64) for v in range(self.VECTORS)]
                 for t in range(self.n_tokens):
@@ -163,7 +165,7 @@ class WeightTile:
                     for v in range(self.VECTORS):
                         i = v * self.n_tokens + t
                         acc[i] = emit.dot_bytes(b, acc[i], weights[v], four, below_128=self.below_128)
-            return _join(b, acc)
+            return join(b, acc)
 
         return make(self.ints, [self.ints, address, address], code)
 
@@ -180,7 +182,7 @@ class WeightTile:
                     for v in range(self.VECTORS):
                         i = v * self.n_tokens + t
                         acc[i] = emit.dot_words(b, acc[i], rows[v], two)
-            return _join(b, acc)
+            return join(b, acc)
 
         return make(self.ints, [address, address], code)
 
@@ -188,20 +190,20 @@ class WeightTile:
         return _at(b, c, _times(b, stride, i % self.n_tokens), 64 * (i // self.n_tokens))
 
     def _load(self, b: Any, c: Any, stride: Any) -> Any:
-        return _join(b, [load_at(b, self._place(b, c, stride, i), _FLOATS) for i in range(self.n)])
+        return join(b, [load_at(b, self._place(b, c, stride, i), _FLOATS) for i in range(self.n)])
 
     def _store(self, b: Any, tile: Any, c: Any, stride: Any) -> None:
-        for i, v in enumerate(_split(b, tile)):
+        for i, v in enumerate(split(b, tile)):
             store_at(b, v, self._place(b, c, stride, i))
 
     def _add_scaled(self, b: Any, total: Any, acc: Any, scales: Any) -> Any:
         by_row = [load_at(b, scales, _INTS, 64 * v) for v in range(self.VECTORS)]
-        pairs = zip(_split(b, total), _split(b, acc), strict=True)
-        return _join(b, [b.add(t, b.mul(a, by_row[i // self.n_tokens])) for i, (t, a) in enumerate(pairs)])
+        pairs = zip(split(b, total), split(b, acc), strict=True)
+        return join(b, [b.add(t, b.mul(a, by_row[i // self.n_tokens])) for i, (t, a) in enumerate(pairs)])
 
     def _fma_ints(self, negative: bool) -> Any:
         def code(b: Any, f: Any, acc: Any, d_rows: Any, d_tokens: Any) -> Any:
-            f, acc = _split(b, f), _split(b, acc)
+            f, acc = split(b, f), split(b, acc)
             rows = [load_at(b, d_rows, _FLOATS, 64 * v) for v in range(self.VECTORS)]
             for t in range(self.n_tokens):
                 token = splat(b, load_at(b, d_tokens, F32, t * self.token_bytes), 16)
@@ -209,19 +211,19 @@ class WeightTile:
                     i = v * self.n_tokens + t
                     d = b.fmul(rows[v], token)
                     f[i] = emit.fma_f32(b, b.sitofp(acc[i], _FLOATS), b.fneg(d) if negative else d, f[i])
-            return _join(b, f)
+            return join(b, f)
 
         return code
 
     def _fma_outer(self, b: Any, f: Any, rows: Any, tokens: Any) -> Any:
-        f = _split(b, f)
+        f = split(b, f)
         by_row = [load_at(b, rows, _FLOATS, 64 * v) for v in range(self.VECTORS)]
         for t in range(self.n_tokens):
             token = splat(b, load_at(b, tokens, F32, t * self.token_bytes), 16)
             for v in range(self.VECTORS):
                 i = v * self.n_tokens + t
                 f[i] = emit.fma_f32(b, by_row[v], token, f[i])
-        return _join(b, f)
+        return join(b, f)
 
 
 class DotTile:
@@ -242,12 +244,12 @@ class DotTile:
             return emit.dot_bf16(b, acc, w, x) if kind == "bf16" else emit.fma_f32(b, w, x, acc)
 
         def products(b: Any, acc: Any, w: list[Any], x: list[Any]) -> Any:
-            acc = _split(b, acc)
+            acc = split(b, acc)
             for t in range(tokens):
                 for i in range(self.ROWS):
                     k = t * self.ROWS + i
                     acc[k] = dot(b, w[i], x[t], acc[k])
-            return _join(b, acc)
+            return join(b, acc)
 
         def widen(b: Any, v: Any) -> Any:
             return emit.half_to_f32(b, v) if kind == "f16" else v
@@ -263,14 +265,14 @@ class DotTile:
             return products(b, acc, ws, xs)
 
         def finish(b: Any, acc: Any, c: Any, stride: Any, first: Any) -> None:
-            acc = _split(b, acc)
+            acc = split(b, acc)
             for t in range(tokens):
                 sums = emit.tree_sum_rows(b, acc[t * self.ROWS : (t + 1) * self.ROWS])
                 at = _at(b, c, _times(b, stride, t))
                 added = b.fadd(load_at(b, at, sums.type), sums)
                 store_at(b, b.select(b.icmp_signed("!=", first, ir.Constant(I64, 0)), sums, added), at)
 
-        self.zero = make(tile, [], lambda b: _join(b, [emit.splat_constant(_FLOATS, 0.0)] * n))
+        self.zero = make(tile, [], lambda b: join(b, [emit.splat_constant(_FLOATS, 0.0)] * n))
         self.step = make(tile, [tile, *[address] * 6], step)
         """step(acc, w0, w1, w2, w3, x, x_stride): the next 16 (bf16: 32) columns"""
         self.step_part = make(tile, [tile, *[address] * 6, types.intp], step_part)
