@@ -4,17 +4,18 @@
 #   make test     the tests that need nothing but the package
 #   make check    lint, types, and the same tests at full size against torch, transformers and llama.cpp
 #   make bench    speed on this machine, beside the machine's own limit
+#   make wheel    a wheel in dist/ that carries machine code and runs without Numba
 #
 # pip's own configuration (PIP_* variables, pip.conf) is respected.
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint bench lock clean
+.PHONY: help demo test check lint bench wheel lock clean
 
 MODEL ?= smollm2
 TEST_ARGS ?=
 
 help:
-	@sed -n '3,6s/^#//p' Makefile
+	@sed -n '3,7s/^#//p' Makefile
 
 # --- environments: made once, again only when a lock file changes; the stamp is written last -------------------------
 
@@ -40,6 +41,10 @@ check: lint .venv-check/ready
 	.venv-check/bin/python tools/build_llamacpp.py
 	.venv-check/bin/python -m tests.oracles.make_goldens --diff
 	GEMMAFILE_FULL=1 .venv-check/bin/python -m pytest -q $(TEST_ARGS)
+	sh tools/check_aarch64.sh .venv-check/bin/python
+	sh tools/build_wheel.sh .venv-check/bin/python build/checked
+	model=$$(.venv-check/bin/python tools/get_model.py smollm2) && \
+		sh tools/check_wheel.sh .venv-check/bin/python build/checked/gemmafile-*.whl "$$model"
 
 lint: .venv-check/ready
 	.venv-check/bin/ruff check .
@@ -48,6 +53,9 @@ lint: .venv-check/ready
 
 bench: .venv/ready
 	@model=$$(.venv/bin/python tools/get_model.py $(MODEL)) && .venv/bin/gemmafile bench "$$model" $(if $(wildcard .llamacpp/bin/llama-bench),--vs llamacpp)
+
+wheel: .venv/ready
+	@sh tools/build_wheel.sh .venv/bin/python dist
 
 # --- upkeep ---------------------------------------------------------------------------------------------------------
 

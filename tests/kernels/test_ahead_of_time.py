@@ -149,11 +149,24 @@ def test_the_best_level_that_runs_is_taken(monkeypatch: pytest.MonkeyPatch) -> N
         assert [target.name for target in targets.runnable()] == best
 
 
-def test_linux_names_of_features() -> None:
-    flags = "fpu sse2 pni ssse3 sse4_1 sse4_2 popcnt cx16 avx avx2 fma f16c bmi1 bmi2 abm movbe sse avx512_vnni"
-    features = {targets._LINUX_NAMES.get(flag, flag) for flag in flags.split()}
-    assert TARGETS["x86-64-v3"].features <= features
-    assert "avx512vnni" in features
+SAPPHIRE_RAPIDS = """
+sse sse2 ssse3 fma cx16 sse4_1 sse4_2 movbe popcnt aes xsave avx f16c rdrand abm 3dnowprefetch bmi1 avx2 bmi2 erms
+avx512f avx512dq avx512ifma avx512cd sha_ni avx512bw avx512vl avx_vnni avx512_bf16 avx512vbmi avx512_vbmi2 gfni vaes
+vpclmulqdq avx512_vnni avx512_bitalg avx512_vpopcntdq amx_bf16 avx512_fp16 amx_tile amx_int8 pni pclmulqdq
+"""
+"""As /proc/cpuinfo has them."""
+
+
+def test_features_are_known_by_the_names_that_linux_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets, "machine", lambda: "x86_64")
+    flags = SAPPHIRE_RAPIDS.split()
+    for given, best in ((flags, "sapphirerapids"), ([*flags, "sse4a"], "sapphirerapids"),
+                        ([f for f in [*flags, "sse4a"] if f[:3] != "amx"], "znver4"),
+                        ([f for f in flags if f not in ("avx512_bf16", "gfni")], "x86-64-v4-vnni")):  # fmt: skip
+        monkeypatch.setattr(targets, "_cpu", lambda given=given: "flags : " + " ".join(given))
+        targets.cpu_features.cache_clear()
+        assert targets.runnable()[0].name == best
+    targets.cpu_features.cache_clear()
 
 
 def test_the_command_says_what_there_is(

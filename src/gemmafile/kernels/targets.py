@@ -41,9 +41,8 @@ class Target:
 
 _V3 = "sse sse2 sse3 ssse3 sse4.1 sse4.2 popcnt cx16 avx avx2 fma f16c bmi bmi2 lzcnt movbe"
 _V4 = f"{_V3} avx512f avx512bw avx512cd avx512dq avx512vl"
-_ICE = (
-    f"{_V4} avx512vnni avx512vbmi avx512vbmi2 avx512bitalg avx512vpopcntdq avx512ifma gfni vaes vpclmulqdq aes pclmul"
-)
+_ICE = f"{_V4} avx512vnni avx512vbmi avx512vbmi2 avx512bitalg avx512vpopcntdq avx512ifma gfni"
+
 _ARM = "neon fp-armv8"
 _ARM_2 = f"{_ARM} dotprod fullfp16 lse rdm crc"
 
