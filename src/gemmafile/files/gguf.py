@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import re
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from gemmafile.errors import BadFile, nearest
-from gemmafile.files.header import Header, read_header
+from gemmafile.files.header import DEFAULT_ALIGNMENT, Header, read_header
 from gemmafile.files.identify import HEAD_BYTES, describe_content
 from gemmafile.files.metadata import Metadata, StringArray
 from gemmafile.files.tensors import TensorInfo
@@ -106,12 +107,25 @@ def open_gguf(path: str | Path) -> ModelFile:
     return ModelFile(shards)
 
 
-def _open_shard(path: Path) -> _Shard:
+def _open_shard(path: Path, alignment_before: int = DEFAULT_ALIGNMENT) -> _Shard:
+    """`alignment_before`  of the parts of the model before this one."""
     buffer = map_file(path)
     content = np.frombuffer(buffer, np.uint8)
     if buffer[:4] != b"GGUF"[: len(buffer)]:
         raise BadFile(path, f"{describe_content(buffer[:HEAD_BYTES], len(buffer))}; expected a GGUF model")
-    return _Shard(path, content, read_header(path, buffer))
+    header = read_header(path, buffer)
+    # llama.cpp aligns a part that does not say to 32, the gguf package as the first part: the file's size tells.
+    if header.alignment != alignment_before and not _ends_with_its_tensors(header, len(buffer)):
+        with suppress(BadFile):
+            other = read_header(path, buffer, alignment_before)
+            header = other if _ends_with_its_tensors(other, len(buffer)) else header
+    return _Shard(path, content, header)
+
+
+def _ends_with_its_tensors(header: Header, n_bytes: int) -> bool:
+    """Nothing but the last tensor's padding lies behind the tensors."""
+    end = max((tensor.offset + tensor.n_bytes for tensor in header.tensors), default=n_bytes)
+    return n_bytes - end < header.alignment
 
 
 def map_file(path: Path) -> mmap.mmap:
@@ -164,7 +178,7 @@ def _open_next(path: Path, before: list[_Shard], n_shards: int) -> _Shard:
     number = len(before)
     if not path.exists():
         raise BadFile(before[0].path, f"part {number + 1} of {n_shards} is missing: there is no {path}")
-    shard = _open_shard(path)
+    shard = _open_shard(path, before[0].header.alignment)
     metadata = shard.header.metadata
     for key, expected in (("split.no", number), ("split.count", n_shards)):
         if metadata.get_int(key) != expected:

@@ -54,9 +54,10 @@ class Header:
     alignment: int
 
 
-def read_header(path: Path, buffer: Any) -> Header:
+def read_header(path: Path, buffer: Any, alignment: int = DEFAULT_ALIGNMENT) -> Header:
     """Read the header of a mapped file (anything with the buffer protocol and slices).
 
+    `alignment`  of the tensors of a file that does not say
     Raises BadFile, with the field and the byte, for the first thing that does not hold.
     """
     cursor = Cursor(path, buffer)
@@ -64,7 +65,7 @@ def read_header(path: Path, buffer: Any) -> Header:
     n_tensors = cursor.count("number of tensors", _MIN_TENSOR_BYTES, MAX_TENSORS)
     n_keys = cursor.count("number of metadata keys", _MIN_KEY_BYTES, MAX_KEYS)
     fields = _read_fields(cursor, n_keys)
-    alignment = _read_alignment(path, fields)
+    alignment = _read_alignment(path, fields, alignment)
     tensors = read_tensors(cursor, n_tensors, alignment)
     return Header(version, Metadata(path, fields), tensors, alignment)
 
@@ -176,11 +177,11 @@ def _cut_strings(cursor: Cursor, field: str) -> BadFile:
     return cursor.bad(f"item {index} does not fit in the {cursor.end - start} bytes {limit} left", field, start)
 
 
-def _read_alignment(path: Path, fields: Mapping[str, Field]) -> int:
+def _read_alignment(path: Path, fields: Mapping[str, Field], default: int) -> int:
     """What tensors are aligned to: a power of two, and a multiple of 8 as the format demands."""
     field = fields.get("general.alignment")
     if field is None:
-        return DEFAULT_ALIGNMENT
+        return default
     alignment = field.value
     if type(alignment) is not int or not 8 <= alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
         shown = alignment if type(alignment) is int else describe_type(alignment, field.type)
