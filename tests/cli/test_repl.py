@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from gemmafile import Model
+from gemmafile.cli.lines import history_path
 from tests.cli.conftest import Runner
 from tests.cli.terminal import ALT_ENTER, CTRL_C, CTRL_D, ENTER, NEWLINE, Terminal
 from tests.cli.test_main import start
@@ -284,6 +285,16 @@ def test_simple_io_has_no_history(tiny_path: Path, says_the: list[str], tmp_path
         terminal.type(CTRL_D)
         assert terminal.wait() == 0
     assert not (tmp_path / "state").exists()
+
+
+def test_a_user_without_a_home_has_no_history(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container that runs as a number nobody has; platformdirs refuses to name a folder then."""
+
+    def refuse(*words: object, **options: object) -> Path:
+        raise RuntimeError("could not determine the home directory")
+
+    monkeypatch.setattr("platformdirs.user_state_path", refuse)
+    assert history_path() is None
 
 
 def test_a_history_that_cannot_be_written_is_no_history(

@@ -408,6 +408,20 @@ def test_a_model_without_an_end_token() -> None:
     assert not grammar.allows(256)  # a logit beyond the vocabulary, say
 
 
+@pytest.mark.parametrize("n_bytes", [1024, 1025, 100_000])
+def test_a_token_of_a_page_is_left_out(n_bytes: int) -> None:
+    """Of more than 1,024 bytes llguidance can make no tree; it ends the process where it is asked to."""
+    tokens = [*(bytes([i]) for i in range(256)), b"<eos>", b"a" * n_bytes]
+    vocabulary = GrammarVocabulary(tokens, eog_ids=[256], control_ids=[256])
+    allowed = np.flatnonzero(Grammar.from_gbnf("root ::= [a-c]+", vocabulary).allowed())
+    assert allowed.tolist() == [97, 98, 99, *([257] if n_bytes == 1024 else [])]
+
+
+def test_a_schema_that_nothing_fits_is_said_in_words(vocabulary: GrammarVocabulary) -> None:
+    with pytest.raises(GemmafileError, match="no text can come next$"):
+        Grammar.from_json_schema('{"$ref": "#"}', vocabulary).allowed()
+
+
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(BackendUnavailable, match="pip install llguidance"):

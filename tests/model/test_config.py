@@ -188,6 +188,7 @@ CONTRADICTIONS = {
     "odd head": ({"attention.key_length": 255, "attention.value_length": 255}, "head size 255"),
     "huge head": ({"attention.key_length": 1024, "attention.value_length": 1024}, "head size 1024"),
     "no layers": ({"block_count": 0}, "block_count.*is 0"),
+    "millions of layers": ({"block_count": 1 << 24}, "block_count: is 16777216, expected 1 to 4096"),
     "negative width": ({"embedding_length": -1}, "embedding_length.*is -1"),
     "epsilon of zero": ({"attention.layer_norm_rms_epsilon": 0.0}, "rms_epsilon.*is 0"),
     "epsilon not a number": ({"attention.layer_norm_rms_epsilon": float("nan")}, "rms_epsilon.*is nan"),

@@ -34,7 +34,7 @@ class LineReader:
         self._readline = _import_readline() if edits else None
         wants_colour = settings.color == "on" or (settings.color == "auto" and may_use_colour(sys.stdout))
         self._colour = wants_colour and edits
-        self._history = _history_path() if self._readline else None
+        self._history = history_path() if self._readline else None
 
     def __enter__(self) -> LineReader:
         if self._readline is not None:
@@ -137,10 +137,14 @@ def _bind_keys(readline: ModuleType) -> None:
             readline.parse_and_bind(rf'"{key}": "\C-v\C-j"')
 
 
-def _history_path() -> Path:
+def history_path() -> Path | None:
+    """None for a user without a home."""
     from platformdirs import user_state_path
 
-    return user_state_path("gemmafile", appauthor=False) / "history"
+    try:
+        return user_state_path("gemmafile", appauthor=False) / "history"
+    except RuntimeError:
+        return None
 
 
 def _load_history(readline: ModuleType, path: Path) -> None:

@@ -39,6 +39,10 @@ MOST_ITEMS = 5_000_000
 """Parser items for one mask, some 250 ms: beyond it a grammar is too ambiguous to be followed."""
 
 
+LONGEST_TOKEN_BYTES = 1024
+"""Of longer tokens llguidance cannot make its tree; they are never allowed."""
+
+
 class GrammarVocabulary:
     """The tokens of a model, as grammars see them. Made once a model; the first grammar takes 0.5 s for 256k tokens.
 
@@ -51,8 +55,10 @@ class GrammarVocabulary:
         self.n_vocab = len(token_bytes)
         # Without any, one beyond the vocabulary: masks end before it.
         self.eog_ids = sorted(eog_ids) or [self.n_vocab]
-        self.tokens = [*token_bytes, *([] if eog_ids else [b"<end>"])]
-        self.control_ids = sorted({*control_ids, *self.eog_ids})
+        too_long = {i for i, text in enumerate(token_bytes) if len(text) > LONGEST_TOKEN_BYTES}
+        tokens = [b"" if i in too_long else text for i, text in enumerate(token_bytes)] if too_long else token_bytes
+        self.tokens = [*tokens, *([] if eog_ids else [b"<end>"])]
+        self.control_ids = sorted({*control_ids, *self.eog_ids, *too_long})
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -180,7 +186,8 @@ def _plain_words(error: str) -> str:
     """llguidance's message without its place in the grammar we wrote, in one line."""
     text = re.sub(r"^(at )?\d+\(\d+\): (failed to compile JSON schema: )?", "", error.strip())
     lines = [line.strip() for line in text.split("\n   1 | ")[0].splitlines()]
-    return " ".join(line for line in lines if line)
+    joined = " ".join(line for line in lines if line)
+    return "no text can come next" if joined.startswith("NoExtensionBias") else joined
 
 
 def _where(error: str, schema: Any) -> str:

@@ -18,6 +18,9 @@ from gemmafile.errors import BadSettings, UnsupportedModel, nearest
 from gemmafile.files.gguf import ModelFile
 from gemmafile.settings import ContextSettings
 
+MAX_COUNT, MAX_LAYERS = 1 << 24, 4096
+"""More is damage: what is made for each layer would take seconds before a tensor is missed."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rope:
@@ -80,11 +83,11 @@ class _Keys:
     def _key(self, name: str) -> str:
         return f"{self.architecture}.{name}"
 
-    def count(self, name: str, default: int | None = None) -> int:
+    def count(self, name: str, default: int | None = None, most: int = MAX_COUNT) -> int:
         key = self._key(name)
         value = self.metadata.get_int(key) if default is None else self.metadata.get_int(key, default)
-        if not 0 < value <= 1 << 24:
-            raise UnsupportedModel(self.file.path, f"is {value}, expected 1 to {1 << 24}", field=key)
+        if not 0 < value <= most:
+            raise UnsupportedModel(self.file.path, f"is {value}, expected 1 to {most}", field=key)
         return value
 
     def number(self, name: str, default: float | None = None, *, zero: bool = False) -> float:
@@ -176,7 +179,7 @@ def _common(keys: _Keys, notes: list[str]) -> dict[str, Any]:
         )
     return {
         "architecture": keys.architecture,
-        "n_layers": keys.count("block_count"),
+        "n_layers": keys.count("block_count", most=MAX_LAYERS),
         "embedding_dim": embedding_dim,
         "feed_forward_dim": keys.count("feed_forward_length"),
         "n_heads": n_heads,
