@@ -81,8 +81,16 @@ def _fifth_bits(high_at: int) -> Callable[..., Any]:
         for i, p in enumerate(blocks):
             sixteen = b.zext(emit.load_at(b, p, emit.I16, high_at), emit.I64)
             bits = b.or_(bits, b.shl(sixteen, ir.Constant(emit.I64, 16 * i)))
-        is_set = b.bitcast(bits, ir.VectorType(emit.I1, 64))
         sixteen, zero = emit.splat_constant(low.type, 16), emit.splat_constant(low.type, 0)
-        return b.or_(low, b.select(is_set, sixteen, zero))
+        return b.or_(low, b.select(is_set(b, bits), sixteen, zero))
+
+    def is_set(b: Any, bits: Any) -> Any:
+        """Bit i -> lane i of a mask. Only AVX-512 has instructions for that."""
+        if emit.HAS_AVX512:
+            return b.bitcast(bits, ir.VectorType(emit.I1, 64))
+        bytes_ = b.bitcast(bits, ir.VectorType(emit.I8, 8))
+        spread = emit.shuffle(b, bytes_, bytes_, [i // 8 for i in range(64)])
+        own = b.and_(spread, emit.constant(spread.type, [1 << i % 8 for i in range(64)]))
+        return b.icmp_signed("!=", own, emit.splat_constant(own.type, 0))
 
     return code
