@@ -218,3 +218,16 @@ print("same")
 """
     features = "+sse,+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+avx,+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt,+movbe"
     assert run(code, tmp_path, NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES=features).split() == ["same"]
+
+
+def test_a_user_without_a_home_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """platformdirs cannot name a cache for a user whom the system does not know."""
+
+    def unknown(*args: object) -> Path:
+        raise RuntimeError("no home")
+
+    monkeypatch.delenv("GEMMAFILE_CACHE", raising=False)
+    monkeypatch.setattr("platformdirs.user_cache_path", unknown)
+    assert not kept.cache_root().is_dir()
+    with pytest.raises(OSError, match="Not a directory"):
+        kept.cache_root().mkdir(parents=True)

@@ -98,7 +98,10 @@ def cache_root() -> Path:
         return Path(given) / "kernels"
     from platformdirs import user_cache_path
 
-    return user_cache_path("gemmafile") / "kernels"
+    try:
+        return user_cache_path("gemmafile") / "kernels"
+    except RuntimeError:  # a user without a home: there is nowhere to keep code
+        return Path(os.devnull) / "kernels"
 
 
 def cache_folder() -> Path:
