@@ -79,7 +79,7 @@ class _Tokens:
         self.special_token_ids = vocabulary.control_ids
 
     def __call__(self, text: str | bytes) -> list[int]:
-        raise NotImplementedError("with no_forcing, llguidance never cuts text into tokens")
+        raise AssertionError("with no_forcing, llguidance never cuts text into tokens")
 
 
 class Grammar:
