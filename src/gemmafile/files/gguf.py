@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import re
 import stat
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,28 +92,30 @@ class ModelFile:
         return f"<ModelFile {self.path}: {len(self.tensors)} tensors, {self.n_bytes / 1e6:.0f} MB>"
 
 
-def open_gguf(path: str | Path) -> ModelFile:
+def open_gguf(path: str | Path, map_bytes: Callable[[Path], Any] | None = None) -> ModelFile:
     """Open a GGUF file; the first part of a split model opens all parts.
 
+    map_bytes  a path's bytes, for paths that are no files (a member of an archive); raises BadFile. None: map_file
     Raises BadFile for anything else: no such file, not a GGUF, a header that does not hold, a part missing.
     """
-    first = _open_shard(Path(path))
+    mapper = map_bytes or map_file
+    first = _open_shard(Path(path), mapper)
     n_shards = first.header.metadata.get_int("split.count", 0)
     if n_shards <= 1:
         return ModelFile([first])
     shards = [first]
     for shard_path in _shard_paths(first, n_shards)[1:]:
-        shards.append(_open_next(shard_path, shards, n_shards))
+        shards.append(_open_next(shard_path, shards, n_shards, mapper))
     _check_split(shards)
     return ModelFile(shards)
 
 
-def _open_shard(path: Path, alignment_before: int = DEFAULT_ALIGNMENT) -> _Shard:
+def _open_shard(path: Path, map_bytes: Callable[[Path], Any], alignment_before: int = DEFAULT_ALIGNMENT) -> _Shard:
     """`alignment_before`  of the parts of the model before this one."""
-    buffer = map_file(path)
+    buffer = map_bytes(path)
     content = np.frombuffer(buffer, np.uint8)
     if buffer[:4] != b"GGUF"[: len(buffer)]:
-        raise BadFile(path, f"{describe_content(buffer[:HEAD_BYTES], len(buffer))}; expected a GGUF model")
+        raise BadFile(path, f"{describe_content(bytes(buffer[:HEAD_BYTES]), len(buffer))}; expected a GGUF model")
     header = read_header(path, buffer)
     # llama.cpp aligns a part that does not say to 32, the gguf package as the first part: the file's size tells.
     if header.alignment != alignment_before and not _ends_with_its_tensors(header, len(buffer)):
@@ -174,11 +177,11 @@ def _shard_paths(first: _Shard, n_shards: int) -> list[Path]:
     return paths
 
 
-def _open_next(path: Path, before: list[_Shard], n_shards: int) -> _Shard:
+def _open_next(path: Path, before: list[_Shard], n_shards: int, map_bytes: Callable[[Path], Any]) -> _Shard:
     number = len(before)
-    if not path.exists():
+    if map_bytes is map_file and not path.exists():
         raise BadFile(before[0].path, f"part {number + 1} of {n_shards} is missing: there is no {path}")
-    shard = _open_shard(path, before[0].header.alignment)
+    shard = _open_shard(path, map_bytes, before[0].header.alignment)
     metadata = shard.header.metadata
     for key, expected in (("split.no", number), ("split.count", n_shards)):
         if metadata.get_int(key) != expected:

@@ -1,12 +1,61 @@
-"""The one place that turns a path into an open model, whatever kind of file it is."""
+"""The one place that turns what a user names into an open model, whatever kind of file it is.
+
+model.gguf · model-00001-of-00003.gguf      a GGUF, whole or split
+model.llamafile · archive.zip               one that lies in an archive, behind whatever head
+archive.zip@name.gguf                       the one of that name
+ollama:gemma2:2b                            one that ollama has downloaded
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from gemmafile.errors import BadFile
+from gemmafile.files.bundle import Bundle, find_bundle, open_bundle
 from gemmafile.files.gguf import ModelFile, open_gguf
+from gemmafile.files.ollama import PREFIX, find_ollama_blob
 
 
 def open_model(path: str | Path) -> ModelFile:
-    """Open the model at `path`: a GGUF file, or the first part of a split one. Raises BadFile for anything else."""
-    return open_gguf(path)
+    """Open the model that `path` names. Raises BadFile for anything that is none."""
+    if str(path).startswith(PREFIX):
+        return open_gguf(find_ollama_blob(str(path)))
+    bundle, member = find_archive(Path(path))
+    return open_bundle(bundle, member) if bundle is not None else open_gguf(path)
+
+
+def find_archive(path: Path) -> tuple[Bundle | None, str | None]:
+    """The archive that `FILE` or `FILE@MEMBER` names, and the member; (None, None) for another kind of file.
+
+    Raises BadFile for a damaged one.
+    """
+    file, member = split_member(path)
+    try:
+        if not file.is_file() or _starts_with(file, b"GGUF"):
+            return None, None
+        bundle = find_bundle(file)
+    except OSError as error:
+        raise BadFile(file, f"cannot be read: {error.strerror or error}") from None
+    except ValueError:  # a NUL in the path
+        return None, None
+    if bundle is None and member is not None:
+        raise BadFile(file, f"is no archive, so there is no {member!r} in it")
+    return (bundle, member) if bundle is not None else (None, None)
+
+
+def split_member(path: Path) -> tuple[Path, str | None]:
+    """FILE@MEMBER in two, where there is such a file and none of the whole name."""
+    text = str(path)
+    try:
+        if "@" in text and not path.exists():
+            for at in (i for i, c in enumerate(text) if c == "@"):
+                if at and Path(text[:at]).is_file():
+                    return Path(text[:at]), text[at + 1 :]
+    except (OSError, ValueError):
+        pass
+    return path, None
+
+
+def _starts_with(path: Path, magic: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(magic)) == magic
