@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from gemmafile.kernels.cache import round_bf16
+from gemmafile.kernels.cache import from_cache, round_bf16
+from gemmafile.kernels.float32 import fma
 
-__all__ = ["quantize_int8", "round_bf16"]
+__all__ = ["quantize_int8", "remainder", "round_bf16"]
 
 _MAX = np.float32(127)
 
@@ -29,3 +30,11 @@ def quantize_int8(x: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
     q = np.where(is_finite[..., None], q, 0).astype(np.int8)
     d = np.where(is_finite, np.where(is_tiny, np.float32(0), d), np.float32(np.nan))
     return q.reshape(x.shape), d
+
+
+def remainder(x: np.ndarray, block: int | None) -> np.ndarray:
+    """What `quantize_int8` by blocks, or `round_bf16` for None, loses of x: float32[T, K]."""
+    if block is None:
+        return x - from_cache(round_bf16(x), "bf16")
+    q, d = quantize_int8(x, block)
+    return fma(q.astype(np.float32), np.repeat(-d, block, axis=1), x)

@@ -54,7 +54,7 @@ def plan(tape: Tape) -> tuple[dict[int, int], list[int]]:
     free: list[int] = []
     for i, op in enumerate(tape.ops):
         for value in writes(op):
-            places[value.id] = _choose(sizes, free, row_floats(value.width))
+            places[value.id] = _choose(sizes, free, value.parts * row_floats(value.width))
         for value in {v.id: v for v in (*reads(op), *writes(op))}.values():
             if last_read.get(value.id, len(tape.ops) if value in writes(tape.ops[-1]) else i) == i:
                 free.append(places[value.id])

@@ -55,44 +55,19 @@ def kernels() -> dict[str, Callable[..., None]]:
     from numba.core import types
 
     from gemmafile.kernels import simd
+    from gemmafile.kernels.rounding import larger, quantized, scale_and_d
 
     f32 = types.float32
     load, atomic_add, load_v, load_part = simd.load_i64, simd.atomic_add, simd.load_f32x16, simd.load_part_f32x16
     store_f32, store_i32, store_i16, store_q = simd.store_f32, simd.store_i32, simd.store_i16, simd.store_i8x16
-    splat, absolute, greater, select, fma = simd.splat_f32x16, simd.absolute, simd.greater, simd.select, simd.fma
+    splat, absolute, fma = simd.splat_f32x16, simd.absolute, simd.fma
     max_lanes, sum_lanes, sum_ints = simd.max_f32x16, simd.sum_f32x16, simd.sum_i32x16
-    round_even, to_int, to_bytes, quotient, remainder = (
-        simd.round_even, simd.f32_to_i32x16, simd.i32_to_i8x16, simd.quotient, simd.remainder,
-    )  # fmt: skip
+    to_bytes, quotient, remainder = simd.i32_to_i8x16, simd.quotient, simd.remainder
     store_bf16 = simd.store_bf16x16
-    infinity = f32(float("inf"))
 
     @simd.device
     def padded(tokens):
         return quotient(tokens + 5, 6) * 6
-
-    @simd.device
-    def larger(x, y):
-        return select(greater(x, y), x, y)
-
-    @simd.device
-    def scale_and_d(largest, taint):
-        """(127 / largest, largest / 127); zeros for a block of (nearly) zeros, (0, NaN) for one with a NaN or
-        an infinity in it: `taint`, the sum of 0 * x, is a NaN then."""
-        scale, d = f32(127) / largest, largest / f32(127)
-        if taint != taint:
-            return f32(0), f32(float("nan"))
-        if scale == infinity:
-            return f32(0), f32(0)
-        return scale, d
-
-    @simd.device
-    def quantized(v, scale):
-        """int32x16; a NaN times 0 must not reach the integer conversion."""
-        r = round_even(v * splat(scale))
-        return to_int(select(simd_equal(r, r), r, splat(f32(0))))
-
-    simd_equal = simd.equal
 
     def int8_256(op, shared, thread):
         n_blocks = quotient(load(op + COLUMNS), 256)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gemmafile.kernels.activations import remainder
 from gemmafile.kernels.backend import Trace
 from gemmafile.kernels.cache import KVCache
 from gemmafile.kernels.float32 import LANES, exp, fma, tanh, tree
@@ -20,11 +21,13 @@ from gemmafile.model.tape import (
     Attention,
     Embed,
     Gate,
+    Join,
     MatMul,
     Norm,
     Op,
     Rotate,
     SoftCap,
+    Split,
     TakeOutputs,
     Tape,
     Value,
@@ -98,6 +101,10 @@ class ReferenceReplay:
                 return (inputs[0] + inputs[1],)
             case TakeOutputs():
                 return (inputs[0][batch.outputs],)
+            case Split():
+                return (split(inputs[0], format_module(op.weight.format.name).ACTIVATIONS),)
+            case Join():
+                return (inputs[0][0::2] + inputs[0][1::2],)
             case SoftCap():
                 return (soft_cap(inputs[0], op.cap),)
 
@@ -160,6 +167,11 @@ def gate(x: np.ndarray, up: np.ndarray, activation: str) -> np.ndarray:
     else:
         u = -x
     return (x / (_ONE + exp(u))) * up
+
+
+def split(x: np.ndarray, block: int | None) -> np.ndarray:
+    """float32[T, K] -> float32[2T, K]: each row, and behind it what rounding it as activations loses."""
+    return np.stack((x, remainder(x, block)), axis=1).reshape(-1, x.shape[1])
 
 
 def soft_cap(x: np.ndarray, cap: float) -> np.ndarray:

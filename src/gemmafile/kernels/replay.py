@@ -24,6 +24,7 @@ from gemmafile.kernels.ops import (
     KERNEL,
     N_OPS,
     N_OUTPUTS,
+    N_PARTS,
     N_ROWS,
     N_THREADS,
     N_TILES,
@@ -53,11 +54,13 @@ from gemmafile.model.tape import (
     Attention,
     Embed,
     Gate,
+    Join,
     MatMul,
     Norm,
     Op,
     Rotate,
     SoftCap,
+    Split,
     TakeOutputs,
     Tape,
     Value,
@@ -126,7 +129,7 @@ class CpuReplay:
         self._records = [record for op in tape.ops for record in self._records_of(op)]
         self._logits = writes(tape.ops[-1])[0]
         self._kernels = kernel_addresses(_kernel_names(self._records), say)
-        self._programs: dict[tuple[int, int], Program] = {}
+        self._programs: dict[tuple[int, ...], Program] = {}
         self._allocate_pass(max(threads, threads_batch))
         self._team = Team(max(threads, threads_batch), self._kernels["threads.walk"])
 
@@ -136,13 +139,14 @@ class CpuReplay:
         assert 0 < batch.n_rows <= self.max_rows
         with np.errstate(all="ignore"):  # weights may be infinite or NaN: the sampler says so, once
             self._fill_pass(batch)
-        program = self._program(size_class(batch.n_rows), size_class(len(batch.outputs)))
+        n_outputs = len(batch.outputs)
+        program = self._program(size_class(batch.n_rows), size_class(n_outputs), size_class(2 * n_outputs))
         program.ops[:, NEXT // 8] = 0
         if trace is None:
             self._walk(program.ops)
         else:
             self._walk_traced(program, batch, trace)
-        return self._arena.view(self._logits, len(batch.outputs))
+        return self._arena.view(self._logits, n_outputs)
 
     def _walk(self, ops: np.ndarray) -> None:
         self._shared[OPS // 8], self._shared[N_OPS // 8] = ops.ctypes.data, len(ops)
@@ -155,7 +159,7 @@ class CpuReplay:
         for first, end, values in program.starts:
             self._walk(program.ops[first:end])
             for value in values:
-                n = len(batch.outputs) if value.on_outputs else batch.n_rows
+                n = value.parts * len(batch.outputs) if value.on_outputs else batch.n_rows
                 trace(value.name, self._arena.view(value, n))
 
     def _fill_pass(self, batch: Batch) -> None:
@@ -163,6 +167,7 @@ class CpuReplay:
         self._positions[:n] = batch.positions
         self._outputs[: len(batch.outputs)] = batch.outputs
         shared[N_ROWS // 8], shared[N_OUTPUTS // 8] = n, len(batch.outputs)
+        shared[N_PARTS // 8] = 2 * len(batch.outputs)
         tables = np.ascontiguousarray(batch.page_tables, np.int32)
         self._tables = tables  # alive for the length of the pass
         addresses = tables.ctypes.data + tables.strides[0] * np.arange(len(tables), dtype=np.int64)
@@ -210,19 +215,20 @@ class CpuReplay:
         for at, value in values.items():
             self._shared[at // 8] = value
 
-    def _program(self, rows: int, outputs: int) -> Program:
-        key = (rows, outputs)
+    def _program(self, *key: int) -> Program:
+        """For these size classes of rows, outputs and parts of outputs."""
         if key not in self._programs:
             self._programs[key] = self._choose_kernels(*key)
         return self._programs[key]
 
-    def _choose_kernels(self, rows: int, outputs: int) -> Program:
-        """The records with the kernels for these size classes of rows and outputs."""
+    def _choose_kernels(self, rows: int, outputs: int, parts: int) -> Program:
+        """The records with the kernels for these size classes of rows, outputs and parts of outputs."""
+        sizes = {N_ROWS: rows, N_OUTPUTS: outputs, N_PARTS: parts}
         ops = aligned_bytes(OP_BYTES * len(self._records)).view(np.int64).reshape(-1, OP_BYTES // 8)
         program = Program(ops)
         first = 0
         for i, record in enumerate(self._records):
-            kernel = record.kernel_for(outputs if record.rows == N_OUTPUTS else rows)
+            kernel = record.kernel_for(sizes[record.rows])
             fields = {KERNEL: self._kernels[kernel], BARRIER: int(record.barrier), ROWS: record.rows, **record.fields}
             for at, value in fields.items():
                 ops[i, at // 8] = value
@@ -253,15 +259,21 @@ class CpuReplay:
                 records = [Record("pointwise.add", self._in_out(op.x, op.out) | self._second(op.y))]
             case TakeOutputs():
                 records = [Record("pointwise.take_outputs", self._in_out(op.x, op.out), N_OUTPUTS)]
+            case Split():
+                kind = PRODUCTS[op.weight.format.name].packing
+                records = [Record(f"parts.split_{kind}", self._in_out(op.x, op.out))]
+            case Join():
+                records = [Record("parts.join", self._in_out(op.x, op.out))]
             case SoftCap():
                 caps = {
                     pointwise.CAP: float_bits(op.cap),
                     pointwise.INVERSE_CAP: float_bits(float(np.float32(1.0 / op.cap))),
                 }
                 records = [Record("pointwise.softcap", self._in_out(op.x, op.out) | caps)]
-        for record in records:
-            if any(v.on_outputs for v in writes(op)):
-                record.rows = N_OUTPUTS
+        out = writes(op)[0]
+        if out.on_outputs:
+            for record in records:
+                record.rows = N_OUTPUTS if out.parts == 1 else N_PARTS
         records[-1].values = writes(op)
         return records
 
@@ -374,5 +386,5 @@ def _packed_sizes(tape: Tape, tokens: int) -> dict[str, int]:
             for weight in op.weights:
                 kind = PRODUCTS[weight.format.name].packing
                 if kind is not None:
-                    sizes[kind] = max(sizes.get(kind, 0), packed_bytes(kind, op.x.width, tokens))
+                    sizes[kind] = max(sizes.get(kind, 0), packed_bytes(kind, op.x.width, op.x.parts * tokens))
     return sizes

@@ -41,6 +41,6 @@ def record_gemma(tape: Tape, config: ModelConfig, weights: ModelWeights) -> None
         x = tape.add(x, h, "ffn_residual")
     tape.layer(-1)
     x = tape.rmsnorm(tape.take_outputs(x), weights.output_norm, eps)
-    (logits,) = tape.matmul(x, weights.output)
+    logits = tape.fine_matmul(x, weights.output)
     if config.logit_softcap:
         tape.softcap(logits, config.logit_softcap)

@@ -31,4 +31,4 @@ def record_llama(tape: Tape, config: ModelConfig, weights: ModelWeights) -> None
         x = tape.add(x, h, "ffn_residual")
     tape.layer(-1)
     x = tape.rmsnorm(tape.take_outputs(x), weights.output_norm, eps)
-    tape.matmul(x, weights.output)
+    tape.fine_matmul(x, weights.output)

@@ -2,7 +2,7 @@
 
 `gemma.py` and `llama.py` call the methods of `Tape`; nothing is computed, each call appends one `Op`.
 A backend replays the list for every pass. A pass has T rows (tokens); every `Value` is float32[T, width]
-until `take_outputs`, after which it has one row for each row whose logits are wanted.
+until `take_outputs`, after which it has one row for each row whose logits are wanted, or two (`Split`).
 
 Values are written once. `add` may reuse the memory of its first argument: the planner in a backend
 decides, the tape only states who reads what.
@@ -19,12 +19,16 @@ from gemmafile.model.weights import Weight
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """float32[T, width]; `name` is what traces and comparisons call it, e.g. "blk.0.attn_q"."""
+    """float32[T, width]; `name` is what traces and comparisons call it, e.g. "blk.0.attn_q".
+
+    `on_outputs`  one row for each wanted row of logits, not for each token · `parts`  rows for each of these
+    """
 
     id: int
     width: int
     name: str
     on_outputs: bool = False
+    parts: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +117,23 @@ class TakeOutputs:
 
 
 @dataclass(frozen=True, slots=True)
+class Split:
+    """Rows 2i and 2i + 1 of out: row i of x, and what is lost of it when it is rounded for products with `weight`."""
+
+    x: Value
+    weight: Weight
+    out: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """out[i] = x[2i] + x[2i + 1]."""
+
+    x: Value
+    out: Value
+
+
+@dataclass(frozen=True, slots=True)
 class SoftCap:
     """out = cap * tanh(x / cap)."""
 
@@ -121,7 +142,7 @@ class SoftCap:
     out: Value
 
 
-Op: TypeAlias = Embed | Norm | MatMul | Rotate | Attention | Gate | Add | TakeOutputs | SoftCap
+Op: TypeAlias = Embed | Norm | MatMul | Rotate | Attention | Gate | Add | TakeOutputs | Split | Join | SoftCap
 
 
 def reads(op: Op) -> tuple[Value, ...]:
@@ -156,9 +177,10 @@ class Tape:
         """Names of the following values begin with "blk.{index}."; a negative index ends that."""
         self.prefix = f"blk.{index}." if index >= 0 else ""
 
-    def _value(self, name: str, width: int, *sources: Value) -> Value:
+    def _value(self, name: str, width: int, *sources: Value, parts: int | None = None) -> Value:
         self.n_values += 1
-        return Value(self.n_values - 1, width, self.prefix + name, any(s.on_outputs for s in sources))
+        parts = max((s.parts for s in sources), default=1) if parts is None else parts
+        return Value(self.n_values - 1, width, self.prefix + name, any(s.on_outputs for s in sources), parts)
 
     def embed(self, table: Weight, scale: float) -> Value:
         out = self._value("embedding", table.shape[1])
@@ -203,6 +225,21 @@ class Tape:
         self.n_values += 1
         out = Value(self.n_values - 1, x.width, "outputs", on_outputs=True)
         self.ops.append(TakeOutputs(x, out))
+        return out
+
+    def fine_matmul(self, x: Value, weight: Weight) -> Value:
+        """x · weightᵀ, with x to about 15 bits where the format's kernels round activations to 8.
+
+        The rounding of the last product is noise in the logits, and the product is one row: what is lost in
+        rounding goes through the same kernel as a second row, and the weights are read once for both.
+        """
+        if weight.format.name in ("F32", "F16"):
+            return self.matmul(x, weight)[0]
+        rows = self._value("output_parts", x.width, x, parts=2)
+        self.ops.append(Split(x, weight, rows))
+        (products,) = self.matmul(rows, weight)
+        out = self._value("output_sum", products.width, x)
+        self.ops.append(Join(products, out))
         return out
 
     def softcap(self, x: Value, cap: float) -> Value:
