@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gemmafile.kernels.cache import from_cache, round_bf16
+from gemmafile.kernels.cache import round_bf16
 from gemmafile.kernels.float32 import fma
 
 __all__ = ["quantize_int8", "remainder", "round_bf16"]
@@ -32,9 +32,7 @@ def quantize_int8(x: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
     return q.reshape(x.shape), d
 
 
-def remainder(x: np.ndarray, block: int | None) -> np.ndarray:
-    """What `quantize_int8` by blocks, or `round_bf16` for None, loses of x: float32[T, K]."""
-    if block is None:
-        return x - from_cache(round_bf16(x), "bf16")
+def remainder(x: np.ndarray, block: int) -> np.ndarray:
+    """What `quantize_int8` loses of x: float32[T, K]."""
     q, d = quantize_int8(x, block)
     return fma(q.astype(np.float32), np.repeat(-d, block, axis=1), x)

@@ -30,8 +30,9 @@ def slots(names: str) -> tuple[int, ...]:
 
 SHARED_BYTES = 1024
 N_ROWS, N_OUTPUTS, N_THREADS, OPS, N_OPS, YIELD = (8 * i for i in range(6))
-OUTPUTS, N_TILES, TILES, SCRATCH, SCRATCH_BYTES, POSITIONS, ROW_TABLES, N_PARTS = (8 * i for i in range(6, 14))
-"""N_PARTS: twice N_OUTPUTS, for operations on the two parts of each output's row."""
+OUTPUTS, N_TILES, TILES, SCRATCH, SCRATCH_BYTES, POSITIONS, ROW_TABLES = (8 * i for i in range(6, 13))
+N_ROW_PARTS, N_OUTPUT_PARTS = 104, 112
+"""Twice N_ROWS and N_OUTPUTS: for operations on rows in two parts."""
 ARRIVED, GENERATION = 512, 576  # the barrier, each on a cache line of its own
 
 TILE_BYTES = 32

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gemmafile.kernels.ops import N_OUTPUTS, NEXT
-from gemmafile.kernels.pointwise import OUT, OUT_STRIDE, WIDTH, X, X_STRIDE
+from gemmafile.kernels.ops import NEXT, ROWS
+from gemmafile.kernels.pointwise import OUT, OUT_STRIDE, WIDTH, X_STRIDE, X
 
 PIECE = 4096
 """Numbers of a row that are joined at a time: it may be a whole vocabulary."""
 
 
 def kernels() -> dict[str, Callable[..., None]]:
-    return {"split_int8_256": _make_split(16), "split_int8_32": _make_split(2), "split_bf16": _make_split_bf16(),
-            "join": _make_join()}  # fmt: skip
+    return {"split_int8_256": _make_split(16), "split_int8_32": _make_split(2), "join": _make_join()}
 
 
 def _make_split(n_vectors: int) -> Callable[..., None]:
@@ -35,7 +34,7 @@ def _make_split(n_vectors: int) -> Callable[..., None]:
 
     def split(op, shared, thread):
         """out[2i] = x[i], out[2i + 1] = x[i] - d * q"""
-        width, n = load(op + WIDTH), load(shared + N_OUTPUTS)
+        width, n = load(op + WIDTH), load(shared + load(op + ROWS)) >> 1
         while True:
             row = atomic_add(op + NEXT, 1)
             if row >= n:
@@ -58,31 +57,6 @@ def _make_split(n_vectors: int) -> Callable[..., None]:
     return split
 
 
-def _make_split_bf16() -> Callable[..., None]:
-    from gemmafile.kernels import simd
-
-    load, atomic_add, load_part, store_part = (
-        simd.load_i64, simd.atomic_add, simd.load_part_f32x16, simd.store_part_f32x16,
-    )  # fmt: skip
-    round_bf16 = simd.round_bf16x16
-
-    def split_bf16(op, shared, thread):
-        """out[2i] = x[i], out[2i + 1] = x[i] - bf16(x[i])"""
-        width, n = load(op + WIDTH), load(shared + N_OUTPUTS)
-        while True:
-            row = atomic_add(op + NEXT, 1)
-            if row >= n:
-                return
-            x, out = load(op + X) + row * load(op + X_STRIDE), load(op + OUT) + 2 * row * load(op + OUT_STRIDE)
-            rest = out + load(op + OUT_STRIDE)
-            for i in range(0, width, 16):
-                v = load_part(x + 4 * i, width - i)
-                store_part(out + 4 * i, v, width - i)
-                store_part(rest + 4 * i, v - round_bf16(v), width - i)
-
-    return split_bf16
-
-
 def _make_join() -> Callable[..., None]:
     from gemmafile.kernels import simd
 
@@ -92,7 +66,8 @@ def _make_join() -> Callable[..., None]:
 
     def join(op, shared, thread):
         """out[i] = x[2i] + x[2i + 1]"""
-        width, n, pieces = load(op + WIDTH), load(shared + N_OUTPUTS), simd.quotient(load(op + WIDTH) + PIECE - 1, PIECE)
+        width, n = load(op + WIDTH), load(shared + load(op + ROWS))
+        pieces = simd.quotient(width + PIECE - 1, PIECE)
         while True:
             task = atomic_add(op + NEXT, 1)
             row, piece = simd.quotient(task, pieces), simd.remainder(task, pieces)
@@ -102,7 +77,9 @@ def _make_join() -> Callable[..., None]:
             two = one + load(op + X_STRIDE)
             i = PIECE * piece
             while i < min(width, PIECE * piece + PIECE):
-                store_part(out + 4 * i, load_part(one + 4 * i, width - i) + load_part(two + 4 * i, width - i), width - i)
+                store_part(
+                    out + 4 * i, load_part(one + 4 * i, width - i) + load_part(two + 4 * i, width - i), width - i
+                )
                 i += 16
 
     return join

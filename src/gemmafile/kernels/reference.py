@@ -102,7 +102,9 @@ class ReferenceReplay:
             case TakeOutputs():
                 return (inputs[0][batch.outputs],)
             case Split():
-                return (split(inputs[0], format_module(op.weight.format.name).ACTIVATIONS),)
+                block = format_module(op.weight.format.name).ACTIVATIONS
+                assert block is not None, "only int8 activations are split"
+                return (split(inputs[0], block),)
             case Join():
                 return (inputs[0][0::2] + inputs[0][1::2],)
             case SoftCap():
@@ -169,7 +171,7 @@ def gate(x: np.ndarray, up: np.ndarray, activation: str) -> np.ndarray:
     return (x / (_ONE + exp(u))) * up
 
 
-def split(x: np.ndarray, block: int | None) -> np.ndarray:
+def split(x: np.ndarray, block: int) -> np.ndarray:
     """float32[T, K] -> float32[2T, K]: each row, and behind it what rounding it as activations loses."""
     return np.stack((x, remainder(x, block)), axis=1).reshape(-1, x.shape[1])
 

@@ -23,8 +23,9 @@ from gemmafile.kernels.ops import (
     BARRIER,
     KERNEL,
     N_OPS,
+    N_OUTPUT_PARTS,
     N_OUTPUTS,
-    N_PARTS,
+    N_ROW_PARTS,
     N_ROWS,
     N_THREADS,
     N_TILES,
@@ -139,14 +140,13 @@ class CpuReplay:
         assert 0 < batch.n_rows <= self.max_rows
         with np.errstate(all="ignore"):  # weights may be infinite or NaN: the sampler says so, once
             self._fill_pass(batch)
-        n_outputs = len(batch.outputs)
-        program = self._program(size_class(batch.n_rows), size_class(n_outputs), size_class(2 * n_outputs))
+        program = self._program(batch.n_rows, len(batch.outputs))
         program.ops[:, NEXT // 8] = 0
         if trace is None:
             self._walk(program.ops)
         else:
             self._walk_traced(program, batch, trace)
-        return self._arena.view(self._logits, n_outputs)
+        return self._arena.view(self._logits, len(batch.outputs))
 
     def _walk(self, ops: np.ndarray) -> None:
         self._shared[OPS // 8], self._shared[N_OPS // 8] = ops.ctypes.data, len(ops)
@@ -159,15 +159,15 @@ class CpuReplay:
         for first, end, values in program.starts:
             self._walk(program.ops[first:end])
             for value in values:
-                n = value.parts * len(batch.outputs) if value.on_outputs else batch.n_rows
-                trace(value.name, self._arena.view(value, n))
+                n = len(batch.outputs) if value.on_outputs else batch.n_rows
+                trace(value.name, self._arena.view(value, value.parts * n))
 
     def _fill_pass(self, batch: Batch) -> None:
         n, shared = batch.n_rows, self._shared
         self._positions[:n] = batch.positions
         self._outputs[: len(batch.outputs)] = batch.outputs
         shared[N_ROWS // 8], shared[N_OUTPUTS // 8] = n, len(batch.outputs)
-        shared[N_PARTS // 8] = 2 * len(batch.outputs)
+        shared[N_ROW_PARTS // 8], shared[N_OUTPUT_PARTS // 8] = 2 * n, 2 * len(batch.outputs)
         tables = np.ascontiguousarray(batch.page_tables, np.int32)
         self._tables = tables  # alive for the length of the pass
         addresses = tables.ctypes.data + tables.strides[0] * np.arange(len(tables), dtype=np.int64)
@@ -215,15 +215,16 @@ class CpuReplay:
         for at, value in values.items():
             self._shared[at // 8] = value
 
-    def _program(self, *key: int) -> Program:
-        """For these size classes of rows, outputs and parts of outputs."""
+    def _program(self, n_rows: int, n_outputs: int) -> Program:
+        counts = {N_ROWS: n_rows, N_OUTPUTS: n_outputs, N_ROW_PARTS: 2 * n_rows, N_OUTPUT_PARTS: 2 * n_outputs}
+        sizes = {rows: size_class(n) for rows, n in counts.items()}
+        key = tuple(sizes.values())
         if key not in self._programs:
-            self._programs[key] = self._choose_kernels(*key)
+            self._programs[key] = self._choose_kernels(sizes)
         return self._programs[key]
 
-    def _choose_kernels(self, rows: int, outputs: int, parts: int) -> Program:
-        """The records with the kernels for these size classes of rows, outputs and parts of outputs."""
-        sizes = {N_ROWS: rows, N_OUTPUTS: outputs, N_PARTS: parts}
+    def _choose_kernels(self, sizes: dict[int, int]) -> Program:
+        """The records with the kernels for these size classes."""
         ops = aligned_bytes(OP_BYTES * len(self._records)).view(np.int64).reshape(-1, OP_BYTES // 8)
         program = Program(ops)
         first = 0
@@ -271,9 +272,9 @@ class CpuReplay:
                 }
                 records = [Record("pointwise.softcap", self._in_out(op.x, op.out) | caps)]
         out = writes(op)[0]
-        if out.on_outputs:
-            for record in records:
-                record.rows = N_OUTPUTS if out.parts == 1 else N_PARTS
+        counts = (N_OUTPUTS, N_OUTPUT_PARTS) if out.on_outputs else (N_ROWS, N_ROW_PARTS)
+        for record in records:
+            record.rows = counts[out.parts - 1]
         records[-1].values = writes(op)
         return records
 

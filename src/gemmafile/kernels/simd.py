@@ -253,7 +253,6 @@ store_part_f32x16 = make(void, [address, _f16v, types.intp], store_part)
 load_f16x16 = make(_f16v, [address], lambda b, a: half_to_f32(b, load_at(b, a, ir.VectorType(I16, 16))))
 load_bf16x16 = make(_f16v, [address], lambda b, a: bf16_to_f32(b, load_at(b, a, ir.VectorType(I16, 16))))
 store_f16x16 = make(void, [address, _f16v], lambda b, a, v: store_at(b, f32_to_half(b, v), a))
-round_bf16x16 = make(_f16v, [_f16v], lambda b, v: bf16_to_f32(b, f32_to_bf16(b, v)))
 store_bf16x16 = make(void, [address, _f16v], lambda b, a, v: store_at(b, f32_to_bf16(b, v), a))
 
 

@@ -29,7 +29,7 @@ def record_gemma(tape: Tape, config: ModelConfig, weights: ModelWeights) -> None
             q, k, v, layer=i, n_heads=config.n_heads, n_kv_heads=config.n_kv_heads,
             scale=config.query_scale, window=config.window_of(i), softcap=config.attn_softcap,
         )  # fmt: skip
-        (h,) = tape.matmul(a, layer.attn_output)
+        h = tape.fine_matmul(a, layer.attn_output)
         if layer.post_attention_norm is not None:
             h = tape.rmsnorm(h, layer.post_attention_norm, eps)
         x = tape.add(x, h, "attn_residual")

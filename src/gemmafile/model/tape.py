@@ -230,15 +230,17 @@ class Tape:
     def fine_matmul(self, x: Value, weight: Weight) -> Value:
         """x · weightᵀ, with x to about 15 bits where the format's kernels round activations to 8.
 
-        The rounding of the last product is noise in the logits, and the product is one row: what is lost in
-        rounding goes through the same kernel as a second row, and the weights are read once for both.
+        What is lost in rounding goes through the same kernel as a second row; the weights are read once for both.
+        For products whose rounding is heard in the logits more than their time is felt: docs/decisions.md.
         """
-        if weight.format.name in ("F32", "F16"):
+        if weight.format.name in ("F32", "F16", "BF16"):
             return self.matmul(x, weight)[0]
-        rows = self._value("output_parts", x.width, x, parts=2)
+        name = _short(weight)
+        rows = self._value(name + "_parts", x.width, x, parts=2)
         self.ops.append(Split(x, weight, rows))
-        (products,) = self.matmul(rows, weight)
-        out = self._value("output_sum", products.width, x)
+        products = self._value(name + "_products", weight.shape[0], rows)
+        self.ops.append(MatMul(rows, (weight,), (products,)))
+        out = self._value(name, weight.shape[0], x, parts=1)
         self.ops.append(Join(products, out))
         return out
 

@@ -1,0 +1,50 @@
+"""Products in two parts: what rounding loses of a row is multiplied too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gemmafile.kernels.activations import quantize_int8, remainder
+from gemmafile.kernels.formats_on import format_module
+from tests.kernels.test_replay import opened, tokens, write
+
+
+@pytest.mark.parametrize("block", [32, 256])
+def test_parts_add_up_to_the_row(block: int) -> None:
+    x = np.random.default_rng(3).standard_normal((5, 512)).astype(np.float32)
+    q, d = quantize_int8(x, block)
+    rounded = q.astype(np.float64) * np.repeat(d, block, axis=1)
+    np.testing.assert_allclose(rounded + remainder(x, block), x, rtol=0, atol=1e-7 * np.abs(x).max())
+    assert np.abs(remainder(x, block)).max() <= 0.5001 * d.max()
+
+
+def test_odd_rows_have_odd_remainders() -> None:
+    """A block of zeros leaves zeros, one too small to have a scale leaves itself, one with an infinity is a NaN."""
+    x = np.zeros((3, 32), np.float32)
+    x[1, 3], x[2, 4] = 1e-40, np.inf
+    rest = remainder(x, 32)
+    np.testing.assert_array_equal(rest[:2], x[:2])
+    assert np.isnan(rest[2]).all()
+
+
+@pytest.mark.parametrize("name", ["Q8_0", "Q6_K"])
+def test_the_last_product_is_finer_than_one_of_int8(tmp_path: Path, name: str) -> None:
+    """Against float64 on the same inputs: far nearer than the rounding of activations to 8 bits allows."""
+    with opened(write(tmp_path, "gemma2", name, n_layers=2), threads=2) as engine:
+        values: dict[str, np.ndarray] = {}
+        ids = tokens("gemma2", 30)
+        engine.forward(engine.new_sequence(), ids, want="all", trace=lambda n, v: values.__setitem__(n, v.copy()))
+        module = format_module(name)
+        for product, weight, x in (
+            ("blk.1.attn_output", engine.weights.layers[1].attn_output, values["blk.1.attention"]),
+            ("token_embd", engine.weights.output, values["output_norm"]),
+        ):
+            rows = weight.data.reshape(weight.shape[0], -1)
+            exact = x.astype(np.float64) @ module.dequantize(rows).astype(np.float64).T
+            fine = np.abs(values[product] - exact).max()
+            plain = np.abs(module.multiply(x, rows) - exact).max()
+            assert fine < plain / 50, (product, fine, plain)
+            assert values[product + "_parts"].shape == (2 * len(ids), x.shape[1])
