@@ -110,7 +110,7 @@ class Model:
         `say`  gets notices: kernels are being compiled, the reference has to answer. Default: to stderr
         """
         settings = settings or ContextSettings()
-        self.file: ModelFile = open_model(Path(path))
+        self.file: ModelFile = open_model(Path(path), settings, say or _to_stderr)
         apply_overrides(self.file, settings.override_kv)
         # Read here as well as by the engine: an architecture we do not run is said before anything else is looked at.
         self.config: ModelConfig = read_config(self.file, settings)

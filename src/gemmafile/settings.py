@@ -74,6 +74,7 @@ class SamplingSettings:
     json_schema: str | None = option(None, "--json-schema", "-j", help="JSON schema the answer must follow; {}: any JSON", metavar="SCHEMA")
 
 
+LOAD_MODES = ("auto", "none", "mmap", "mlock", "mmap+mlock", "dio")
 CACHE_TYPES = ("f32", "f16", "bf16")
 
 
@@ -89,6 +90,10 @@ class ContextSettings:
     ubatch: int = option(512, "--ubatch-size", "-ub", help="rows computed in one pass", metavar="N", env="LLAMA_ARG_UBATCH")
     cache_type_k: str = option("f16", "--cache-type-k", "-ctk", help="format of cached keys", choices=CACHE_TYPES, env="LLAMA_ARG_CACHE_TYPE_K")
     cache_type_v: str = option("f16", "--cache-type-v", "-ctv", help="format of cached values", choices=CACHE_TYPES, env="LLAMA_ARG_CACHE_TYPE_V")
+    mmap: bool = option(True, "--mmap", help="map the model's file (the default); --no-mmap: read it into memory", off=("--no-mmap",))
+    mlock: bool = option(False, "--mlock", help="hold the model in memory: it is neither swapped out nor dropped")
+    load_mode: str = option("auto", "--load-mode", "-lm", help="auto: as --mmap and --mlock say; none and dio: --no-mmap; mlock: --no-mmap --mlock; mmap; mmap+mlock", choices=LOAD_MODES, env="LLAMA_ARG_LOAD_MODE")
+    huge_pages: str = option("auto", "--huge-pages", help="auto: wherever they are to be had for nothing; on: read the file again into huge pages if need be; off: never", choices=("auto", "on", "off"))
     rope_scaling: str | None = option(None, "--rope-scaling", help="RoPE scaling: none or linear (default: the model's)", choices=("none", "linear"), env="LLAMA_ARG_ROPE_SCALING_TYPE")
     rope_scale: float | None = option(None, "--rope-scale", help="RoPE context scaling factor, expands the context by N", metavar="N", env="LLAMA_ARG_ROPE_SCALE")
     rope_freq_base: float | None = option(None, "--rope-freq-base", help="RoPE base frequency (default: the model's)", metavar="N", env="LLAMA_ARG_ROPE_FREQ_BASE")

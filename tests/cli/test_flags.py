@@ -173,7 +173,7 @@ def test_a_flag_takes_the_next_word_whatever_it_looks_like(prompt: str) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        "--cli", "--mlock", "--no-mmap", "--no-warmup", "--unsecure", "--numa distribute", "--poll 50",
+        "--cli", "--no-warmup", "--unsecure", "--numa distribute", "--poll 50",
         "--prio 2", "--cpu-mask ff", "-C ff", "--cpu-range 0-3", "--defrag-thold 0.1", "--dump-kv-cache",
         "--logdir x", "--log-file x", "--log-new", "--log-append", "--print-token-count 5", "--fast",
         "--precise", "--trap", "--nobrowser", "-np 4", "--recompile", "--nocompile", "--tinyblas", "-sm layer",
@@ -308,3 +308,9 @@ def test_settings_from_a_program() -> None:
 def test_a_programs_mistake_is_named(kind: type[Any], values: dict[str, Any], message: str) -> None:
     with pytest.raises(BadSettings, match=message):
         from_fields(kind, values)
+
+
+def test_where_the_model_lies_is_said_as_in_llamacpp() -> None:
+    given = read("--no-mmap", "--mlock", "--huge-pages", "on", "-lm", "mmap+mlock")
+    assert given.values == {"mmap": False, "mlock": True, "huge_pages": "on", "load_mode": "mmap+mlock"}
+    assert read("--no-mmap", "--mmap").values == {"mmap": True}

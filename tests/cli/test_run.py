@@ -226,13 +226,15 @@ def test_verbose_says_what_is_in_force(command: Runner, tiny_path: Path) -> None
 
 
 def test_log_disable_silences_even_verbose(command: Runner, tiny_path: Path) -> None:
-    assert command("run", tiny_path, *REFERENCE, "-p", "<bos>a", "-n", 1, "-v", "--log-disable", "--mlock").err == ""
+    assert (
+        command("run", tiny_path, *REFERENCE, "-p", "<bos>a", "-n", 1, "-v", "--log-disable", "--no-warmup").err == ""
+    )
 
 
 def test_accepted_flags_leave_a_note(command: Runner, tiny_path: Path) -> None:
-    done = command("run", tiny_path, *GREEDY, "-p", "a", "-n", 1, "--mlock")
+    done = command("run", tiny_path, *GREEDY, "-p", "a", "-n", 1, "--no-warmup")
     assert done.code == 0
-    assert done.err.startswith("gemmafile: --mlock is accepted and does nothing: ")
+    assert done.err.startswith("gemmafile: --no-warmup is accepted and does nothing: ")
 
 
 def test_metadata_can_be_overridden(command: Runner, tiny_path: Path) -> None:

@@ -16,10 +16,11 @@ from gemmafile.bench.machine import Limits, Machine
 from gemmafile.bench.rivals import Rival, RivalFailed, Task
 from gemmafile.bench.runs import Runs, Trial, context_needed
 from gemmafile.bench.work import Work, count_work, weight_names
-from gemmafile.engine.engine import Engine, free_memory_bytes
+from gemmafile.engine.engine import Engine
 from gemmafile.errors import BackendUnavailable
 from gemmafile.files.gguf import ModelFile
 from gemmafile.files.open import open_model
+from gemmafile.files.placement import free_memory_bytes
 from gemmafile.kernels.compile import why_not
 from gemmafile.model.record import record
 from gemmafile.settings import ContextSettings

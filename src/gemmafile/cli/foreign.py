@@ -33,10 +33,7 @@ FOREIGN = {
     **_table(
         [
             ("--cli --no-perf --perf --no-context-shift --jinja --nologo --ascii --nobrowser --warmup", 0, ""),
-            ("--no-lookup --no-penalize-nl --no-repack --mmap --no-prefill-assistant", 0, ""),
-            ("--mlock", 0, "pages stay in memory as the system sees fit"),
-            ("--no-mmap", 0, "weights are always mapped"),
-            ("--load-mode -lm", 1, "weights are always mapped"),
+            ("--no-lookup --no-penalize-nl --no-repack --no-prefill-assistant", 0, ""),
             ("--no-warmup", 0, "there is no warm-up"),
             ("--check-tensors", 0, "tensors are checked by `gemmafile inspect`"),
             ("--unsecure", 0, "there is no sandbox yet to be left"),

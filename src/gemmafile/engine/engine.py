@@ -15,6 +15,7 @@ import numpy as np
 from gemmafile.engine.pages import Pages, Sequence
 from gemmafile.errors import BadSettings, ContextOverflow
 from gemmafile.files.gguf import ModelFile
+from gemmafile.files.placement import free_memory_bytes
 from gemmafile.kernels.backend import Trace, make_backend
 from gemmafile.kernels.cache import KVCache, page_bytes
 from gemmafile.model.batch import PAGE, Batch
@@ -200,15 +201,3 @@ def physical_cores() -> int:
         except OSError:
             siblings.add(str(cpu))
     return max(1, len(siblings))
-
-
-def free_memory_bytes() -> int:
-    """Memory that can be taken without swapping; 0 where the system does not say."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as f:
-            for line in f:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 0

@@ -1,6 +1,6 @@
 """Reading GGUF, versions 2 and 3, whole or split: from a path to a `ModelFile`.
 
-The file is mapped, never copied: tensors, numeric arrays and strings are views of the map.
+The file is mapped: tensors, numeric arrays and strings are views of the map (`placement.py` may move the tensors).
 Nothing in a header is believed before it is checked (`header.py`, read that next); what cannot be checked
 is a file that shrinks while it is mapped: the system then ends the process with SIGBUS.
 """
@@ -75,6 +75,16 @@ class ModelFile:
             return self.tensors[name]
         except KeyError:
             raise BadFile(self.path, f"has no tensor {name!r}{nearest(name, self.tensors)}") from None
+
+    def shards(self) -> dict[Path, np.ndarray[Any, np.dtype[np.uint8]]]:
+        """All bytes of each shard, by path."""
+        return dict(self._bytes)
+
+    def move(self, path: Path, content: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+        """Take the tensors of a shard from `content`, which holds all its bytes, from now on; metadata stays mapped."""
+        assert content.nbytes == self._bytes[path].nbytes
+        content.flags.writeable = False
+        self._bytes[path] = content
 
     def close(self) -> None:
         """Let go of the maps; each goes when the last view of it does. May be called twice."""

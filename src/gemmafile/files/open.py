@@ -8,16 +8,34 @@ ollama:gemma2:2b                            one that ollama has downloaded
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from gemmafile.errors import BadFile
 from gemmafile.files.bundle import Bundle, find_bundle, open_bundle
 from gemmafile.files.gguf import ModelFile, open_gguf
 from gemmafile.files.ollama import PREFIX, find_ollama_blob
+from gemmafile.settings import ContextSettings
 
 
-def open_model(path: str | Path) -> ModelFile:
-    """Open the model that `path` names. Raises BadFile for anything that is none."""
+def open_model(
+    path: str | Path, settings: ContextSettings | None = None, say: Callable[[str], None] = print
+) -> ModelFile:
+    """Open the model that `path` names.
+
+    settings  that say where its bytes are to lie (`placement.py`); None: mapped, to be looked at
+    say       gets lines about that
+    Raises BadFile for anything that is no model, BadSettings where there is no room to read it into.
+    """
+    file = _open(path)
+    if settings is not None:
+        from gemmafile.files.placement import place_model
+
+        place_model(file, settings, say)
+    return file
+
+
+def _open(path: str | Path) -> ModelFile:
     if str(path).startswith(PREFIX):
         return open_gguf(find_ollama_blob(str(path)))
     bundle, member = find_archive(Path(path))
