@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -231,3 +232,39 @@ def test_a_user_without_a_home_keeps_nothing(tmp_path: Path, monkeypatch: pytest
     assert not kept.cache_root().is_dir()
     with pytest.raises(OSError, match="Not a directory"):
         kept.cache_root().mkdir(parents=True)
+
+
+def test_kernels_for_many_rows_wait_until_there_are_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gemmafile.engine.engine import Engine
+    from gemmafile.files.open import open_model
+    from gemmafile.kernels import compile
+    from gemmafile.settings import ContextSettings
+    from tests.tiny import write_small
+
+    asked: set[str] = set()
+
+    def note(names: Iterable[str], say: object) -> dict[str, int]:
+        names = set(names)
+        asked.update(names)
+        return found(names)
+
+    found = compile.kernel_addresses
+    monkeypatch.setattr(compile, "kernel_addresses", note)
+    engine = Engine(open_model(write_small(tmp_path / "m.gguf")), ContextSettings(context=128), say=lambda line: None)
+    sequence = engine.new_sequence()
+    engine.forward(sequence, [5])
+    assert "dots.f32_matvec" in asked
+    assert "dots.f32_matmul" not in asked
+    engine.forward(sequence, [5] * 40)
+    assert "dots.f32_matmul" in asked
+    engine.close()
+
+
+def test_without_a_compiler_all_must_be_there_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the reference can answer instead."""
+    from gemmafile.kernels import compile
+    from gemmafile.kernels.objects import BadObject
+
+    monkeypatch.setattr(compile, "_has_numba", lambda: False)
+    with pytest.raises(BadObject, match=r"no machine code for no\.such here"):
+        compile.Kernels(["pointwise.add", "no.such"])

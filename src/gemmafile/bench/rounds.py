@@ -25,7 +25,8 @@ from gemmafile.kernels.compile import why_not
 from gemmafile.model.record import record
 from gemmafile.settings import ContextSettings
 
-WARM_UP_TOKENS = 8
+WARM_UP_TOKENS = 64
+"""Enough to take the kernels for many rows, which may have to be compiled."""
 MOST_ANONYMOUS = 4
 """One part in so many of the free memory is taken for reading it, at most."""
 

@@ -18,7 +18,7 @@ from gemmafile.kernels.build import child_environment
 from gemmafile.kernels.objects import BadObject
 from gemmafile.progress import Progress
 
-__all__ = ["child_environment", "kernel_addresses", "why_not"]
+__all__ = ["Kernels", "child_environment", "kernel_addresses", "why_not"]
 
 
 def why_not() -> str | None:
@@ -46,13 +46,35 @@ def kernel_addresses(names: Iterable[str], say: Callable[[str], None] | None = N
 
     Raises BadObject where there is no code for a kernel and no compiler.
     """
-    wanted = sorted(set(names) - _addresses.keys())
+    names = set(names)
+    wanted = sorted(names - _addresses.keys())
     missing = [name for name in wanted if not _load(name)]
     if missing:
         if not _has_numba():
             raise BadObject(f"there is no machine code for {missing[0]} here and Numba is not installed to compile it")
         _compile(missing, say)
     return {name: _addresses[name] for name in names}
+
+
+class Kernels:
+    """The kernels that a model may come to need. They are loaded, or compiled, when a pass first does: a prompt of two
+    words waits for a third of them. Where there is no compiler all must be there from the start."""
+
+    def __init__(self, names: Iterable[str], say: Callable[[str], None] | None = None):
+        """Raises BadObject for a kernel that is not there and cannot be compiled."""
+        self._say = say
+        if not _has_numba():
+            self.prepare(names)
+
+    def prepare(self, names: Iterable[str]) -> None:
+        """Load these, and compile what is missing of them, all at once."""
+        kernel_addresses(names, self._say)
+
+    def __getitem__(self, name: str) -> int:
+        """The kernel's address."""
+        if name not in _addresses:
+            self.prepare([name])
+        return _addresses[name]
 
 
 _addresses: dict[str, int] = {}

@@ -17,7 +17,7 @@ from gemmafile.kernels import amx, attention, packing, pointwise, quads, quads_a
 from gemmafile.kernels.arena import Arena, aligned_bytes
 from gemmafile.kernels.backend import Trace
 from gemmafile.kernels.cache import KVCache
-from gemmafile.kernels.compile import kernel_addresses
+from gemmafile.kernels.compile import Kernels
 from gemmafile.kernels.formats_on import format_module
 from gemmafile.kernels.ops import (
     BARRIER,
@@ -129,7 +129,7 @@ class CpuReplay:
         self._embed = next(op for op in tape.ops if isinstance(op, Embed))
         self._records = [record for op in tape.ops for record in self._records_of(op)]
         self._logits = writes(tape.ops[-1])[0]
-        self._kernels = kernel_addresses(_kernel_names(self._records), say)
+        self._kernels = Kernels(_kernel_names(self._records), say)
         self._programs: dict[tuple[int, ...], Program] = {}
         self._allocate_pass(max(threads, threads_batch))
         self._team = Team(max(threads, threads_batch), self._kernels["threads.walk"])
@@ -227,6 +227,8 @@ class CpuReplay:
         """The records with the kernels for these size classes."""
         ops = aligned_bytes(OP_BYTES * len(self._records)).view(np.int64).reshape(-1, OP_BYTES // 8)
         program = Program(ops)
+        # Those of a single row too: it comes next, and one wait is better than two.
+        self._kernels.prepare(r.kernel_for(size) for r in self._records for size in (0, sizes[r.rows]))
         first = 0
         for i, record in enumerate(self._records):
             kernel = record.kernel_for(sizes[record.rows])
