@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from gemmafile.kernels.ops import NEXT, ROWS
 from gemmafile.kernels.packing import TOKEN_TILE
-from gemmafile.kernels.superblocks import COLUMNS, OUT, OUT_STRIDE, PACKED, PACKED_STRIDE, ROW_BYTES, WEIGHTS, N
+from gemmafile.kernels.streams import COLUMNS, OUT, OUT_STRIDE, PACKED, PACKED_STRIDE, ROW_BYTES, WEIGHTS, N
 
 CHUNK_STEPS = 64
 SIZES = {"f32": (16, 4, 4), "f16": (16, 2, 4), "bf16": (32, 2, 2)}

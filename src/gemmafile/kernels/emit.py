@@ -295,10 +295,28 @@ def dot_words(b: Any, acc: Any, x: Any, y: Any) -> Any:
     if HAS_VNNI and n == 16:
         pairs = (x, y) if _BYTES_IN_DPBUSD else (b.bitcast(v, ir.VectorType(I32, n)) for v in (x, y))
         return call(b, "llvm.x86.avx512.vpdpwssd.512", acc.type, [acc, *pairs])
+    if HAS_AVX2 and n > 8:
+        parts = [dot_words(b, *(half(b, v, h) for v in (acc, x, y))) for h in range(2)]
+        return shuffle(b, parts[0], parts[1], range(n))
+    if HAS_AVX2 and n == 8:
+        return b.add(acc, call(b, "llvm.x86.avx2.pmadd.wd", acc.type, [x, y]))
     t32 = ir.VectorType(I32, 2 * n)
     products = b.mul(b.sext(x, t32), b.sext(y, t32))
     even, odd = (shuffle(b, products, products, range(k, 2 * n, 2)) for k in range(2))
     return b.add(acc, b.add(even, odd))
+
+
+def low_words(b: Any, v: Any) -> Any:
+    """What `add_scaled_words` multiplies by: <n x i32> of numbers that fit in 16 bits."""
+    return b.and_(v, splat_constant(v.type, 0xFFFF)) if HAS_AVX2 else v
+
+
+def add_scaled_words(b: Any, acc: Any, x: Any, scales: Any) -> Any:
+    """acc + x * scales, <n x i32>; x and what `low_words` made scales of fit in 16 bits."""
+    if not HAS_AVX2:
+        return b.add(acc, b.mul(x, scales))
+    words = ir.VectorType(I16, 2 * x.type.count)
+    return dot_words(b, acc, b.bitcast(x, words), b.bitcast(scales, words))
 
 
 def half(b: Any, v: Any, h: int) -> Any:

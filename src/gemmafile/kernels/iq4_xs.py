@@ -80,7 +80,7 @@ def kernels() -> dict[str, Callable[..., None]]:
         q = load_32(p + 8 + 32 * j)
         return look_up(as_bytes(second_by_4(as_words(twice(q, q)))) & splat(types.uint8(15)))
 
-    return build_kernels(SuperBlock(BYTES, 0, chunk, scales, sub_scales=8, offset=CODEBOOK_OFFSET, below_128=False))
+    return build_kernels(SuperBlock(BYTES, 0, chunk, scales, sub_scales=8, offset=CODEBOOK_OFFSET))
 
 
 def _sub_scales_code(b: Any, p: Any) -> Any:

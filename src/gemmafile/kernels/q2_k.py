@@ -83,7 +83,7 @@ def kernels() -> dict[str, Callable[..., None]]:
     def sub_minima(p):
         return minima(load_16(p))
 
-    return build_kernels(SuperBlock(BYTES, 80, chunk, sub_minima, min_scale=82, sub_minima=16))
+    return build_kernels(SuperBlock(BYTES, 80, chunk, sub_minima, min_scale=82, sub_minima=16, largest=45))
 
 
 def two_bit_reader(offset: int) -> Any:

@@ -88,7 +88,7 @@ def kernels() -> dict[str, Callable[..., None]]:
         product = as_bytes(q * scale_words(j, s)) - as_bytes(q << 5)
         return product + where_high(j, join(high, high), sub_bytes(j, rest, rest))
 
-    return build_kernels(SuperBlock(BYTES, 108, chunk, None, offset=127, below_128=False))
+    return build_kernels(SuperBlock(BYTES, 108, chunk, None, offset=127))
 
 
 def _make_where_high(j: int) -> Any:

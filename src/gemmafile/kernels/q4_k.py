@@ -83,7 +83,9 @@ def kernels() -> dict[str, Callable[..., None]]:
         q = load_32(p + 16 + 32 * j)
         return as_bytes(second_by_4(as_words(join(q, q)))) & splat(types.uint8(15))
 
-    return build_kernels(SuperBlock(BYTES, 0, chunk, sub_scale_reader(4), sub_scales=8, min_scale=2, sub_minima=8))
+    return build_kernels(
+        SuperBlock(BYTES, 0, chunk, sub_scale_reader(4), sub_scales=8, min_scale=2, sub_minima=8, largest=15)
+    )
 
 
 def sub_scale_reader(offset: int) -> Any:

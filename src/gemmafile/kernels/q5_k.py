@@ -80,4 +80,6 @@ def kernels() -> dict[str, Callable[..., None]]:
         fifth = as_bytes((second_by_1(as_words(join(high, high))) >> (2 * j)) << 4)
         return q | (fifth & splat(types.uint8(16)))
 
-    return build_kernels(SuperBlock(BYTES, 0, chunk, sub_scale_reader(4), sub_scales=8, min_scale=2, sub_minima=8))
+    return build_kernels(
+        SuperBlock(BYTES, 0, chunk, sub_scale_reader(4), sub_scales=8, min_scale=2, sub_minima=8, largest=31)
+    )

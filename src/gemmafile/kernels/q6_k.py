@@ -72,20 +72,23 @@ def kernels() -> dict[str, Callable[..., None]]:
     load_64, load_32, join, splat = simd.load_u8x64, simd.load_u8x32, simd.join_u8x32, simd.splat_u8x64
     as_words, as_bytes = simd.u8_as_u16x32, simd.u16_as_u8x64
     load_scales, widen = simd.load_i8x16, simd.converter("i8", "i32", 16)
-    # The two 32-byte copies of the high bits are shifted by different amounts.
-    by_0_and_2 = emit.make(emit.vec("u16", 32), [emit.vec("u16", 32)], shift_parts(0, 2))
+    # The two 32-byte copies of the high bits are shifted by different amounts, to bits 4 and 5.
+    words = emit.vec("u16", 32)
+    left_by_4_and_2 = emit.make(words, [words], shift_parts(-4, -2))
+    right_by_0_and_2 = emit.make(words, [words], shift_parts(0, 2))
 
     @simd.device
     def chunk(p, j):
-        low = load_64(p + 64 * (j >> 1))
+        low, high = load_64(p + 64 * (j >> 1)), load_32(p + 128 + 32 * (j >> 1))
+        two = as_words(join(high, high))
         if j & 1:
-            low = as_bytes(as_words(low) >> 4)
-        high = load_32(p + 128 + 32 * (j >> 1))
-        two = as_bytes(by_0_and_2(as_words(join(high, high)) >> (4 * (j & 1))) << 4)
-        return (low & splat(types.uint8(15))) | (two & splat(types.uint8(0x30)))
+            low, two = as_bytes(as_words(low) >> 4), right_by_0_and_2(two)
+        else:
+            two = left_by_4_and_2(two)
+        return (low & splat(types.uint8(15))) | (as_bytes(two) & splat(types.uint8(0x30)))
 
     @simd.device
     def scales(p):
         return widen(load_scales(p + 192))
 
-    return build_kernels(SuperBlock(BYTES, 208, chunk, scales, sub_scales=16, offset=32))
+    return build_kernels(SuperBlock(BYTES, 208, chunk, scales, sub_scales=16, offset=32, largest=63))

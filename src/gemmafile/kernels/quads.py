@@ -2,7 +2,7 @@
 
 A format gives a few facts about a block and one function that unpacks four of them (`Quad`); from these come
 
-    matvec  1 to 3 tokens: 4 weight rows side by side, straight from the file's bytes, lanes run along K
+    matvec  1 to 3 tokens: 4 weight rows side by side, straight from the file's bytes (`streams.py`), lanes run along K
     matmul  more: 32 rows x 512 columns are unpacked into a panel of bytes, lanes are rows; the panel meets the
             tokens in tiles of 6
 
@@ -19,9 +19,19 @@ from typing import Any
 
 from gemmafile.kernels.ops import NEXT, ROWS, SCRATCH, SCRATCH_BYTES
 from gemmafile.kernels.packing import QUAD_BYTES, QUAD_D, QUAD_D_SUMS, QUAD_MINUS_SUMS, TOKEN_TILE
-from gemmafile.kernels.superblocks import COLUMNS, OUT, OUT_STRIDE, PACKED, ROW_BYTES, WEIGHTS, N
+from gemmafile.kernels.streams import (
+    AHEAD_BYTES,
+    CHUNK_ROWS,
+    COLUMNS,
+    OUT,
+    OUT_STRIDE,
+    PACKED,
+    ROW_BYTES,
+    WEIGHTS,
+    N,
+    make_matvec,
+)  # fmt: skip
 
-CHUNK_ROWS = 32
 PANEL_QUADS = 4
 _PANEL, _SCALES = 32 * 32 * 4, 4 * 32 * 4
 _UNPACKED = 2 * 1024
@@ -50,50 +60,12 @@ class Quad:
 def build_kernels(f: Quad) -> dict[str, Callable[..., None]]:
     from gemmafile.kernels import quads_amx
 
-    return {"matvec": _make_matvec(f), "matmul": _make_matmul(f), "matmul_amx": quads_amx.make_matmul(f)}
-
-
-def _make_matvec(f: Quad) -> Callable[..., None]:
-    from gemmafile.kernels import simd
-
-    load, atomic_add, quotient = simd.load_i64, simd.atomic_add, simd.quotient
-    one_token, two_tokens, three_tokens = (_make_walk(f, n) for n in (1, 2, 3))
-
-    def matvec(op, shared, thread):
-        """out[t][r] for 1 to 3 tokens at a time, four rows at a time. Reads ROW_BYTES a row, once."""
-        weights, row_bytes, n = load(op + WEIGHTS), load(op + ROW_BYTES), load(op + N)
-        n_blocks = load(op + COLUMNS) >> 5
-        tokens, out_stride = load(shared + load(op + ROWS)), load(op + OUT_STRIDE)
-        if tokens == 0:
-            return
-        stride = quotient(tokens + 5, 6) * 6 * QUAD_BYTES
-        while True:
-            first = CHUNK_ROWS * atomic_add(op + NEXT, 1)
-            if first >= n:
-                return
-            r = first
-            while r < min(first + CHUNK_ROWS, n):
-                p0 = weights + r * row_bytes
-                p1 = weights + min(r + 1, n - 1) * row_bytes
-                p2, p3 = weights + min(r + 2, n - 1) * row_bytes, weights + min(r + 3, n - 1) * row_bytes
-                a, out = load(op + PACKED), load(op + OUT) + 4 * r
-                if tokens == 1:
-                    one_token(p0, p1, p2, p3, row_bytes, n_blocks, a, stride, out, out_stride)
-                elif tokens == 2:
-                    two_tokens(p0, p1, p2, p3, row_bytes, n_blocks, a, stride, out, out_stride)
-                else:
-                    t = 0
-                    while t < tokens:
-                        at = out + t * out_stride
-                        three_tokens(p0, p1, p2, p3, row_bytes, n_blocks, a + t * QUAD_BYTES, stride, at, out_stride)
-                        t += 3
-                r += 4
-
-    return matvec
+    matvec = make_matvec([_make_walk(f, n) for n in (1, 2, 3)], 32, QUAD_BYTES)
+    return {"matvec": matvec, "matmul": _make_matmul(f), "matmul_amx": quads_amx.make_matmul(f)}
 
 
 def _make_walk(f: Quad, n_tokens: int) -> Any:
-    """walk(...): four rows, from p0 to p3, times n tokens, side by side from a on. Weights are unpacked once."""
+    """A walk of `streams.py`. Weights are unpacked once for the n tokens."""
     from numba.core import types
 
     from gemmafile.kernels import emit, simd, tiles
@@ -101,11 +73,11 @@ def _make_walk(f: Quad, n_tokens: int) -> Any:
     bytes_, halves = f.bytes, f.halves
     vector, four, u64 = emit.vec("i32", 16), emit.vec("f32", 4), emit.vec("u8", 64)
     sums, floats = types.UniTuple(vector, n_tokens), types.UniTuple(four, n_tokens)
-    prefetch_rows = simd.prefetcher(16 * f.bytes)
+    prefetch_quad, ahead = simd.prefetcher(4 * f.bytes, level=1), AHEAD_BYTES
     row_sums = emit.make(sums, [u64, u64, emit.address], _row_sums_code(f, n_tokens))
     add_quad = emit.make(floats, [floats, *[sums] * 4, *[emit.address] * 8], _add_quad_code(f))
     zeros = emit.make(floats, [], lambda b: tiles.join(b, [emit.splat_constant(four.llvm, 0.0)] * n_tokens))
-    store = emit.make(emit.void, [floats, emit.address, emit.address], tiles.store_rows)
+    store = emit.make(emit.void, [floats, *[emit.address] * 5], tiles.store_lanes)
 
     @simd.device
     def of_row(p, o1, o2, o3, a):
@@ -113,14 +85,17 @@ def _make_walk(f: Quad, n_tokens: int) -> Any:
         return row_sums(low, high, a)
 
     @simd.device
-    def walk(p0, p1, p2, p3, row_bytes, n_blocks, a, stride, out, out_stride):
-        ahead, acc = p0 + 4 * row_bytes, zeros()
+    def walk(p0, p1, p2, p3, r1, r2, r3, n_blocks, a, stride, out, out_stride):
+        acc = zeros()
         whole, left = n_blocks >> 2, n_blocks & 3
         o1, o2, o3 = bytes_, 2 * bytes_, 3 * bytes_
         for quad in range((n_blocks + 3) >> 2):
             if quad == whole:
                 o1, o2, o3 = min(1, left - 1) * bytes_, min(2, left - 1) * bytes_, (left - 1) * bytes_
-            prefetch_rows(ahead)
+            prefetch_quad(p0 + ahead)
+            prefetch_quad(p1 + ahead)
+            prefetch_quad(p2 + ahead)
+            prefetch_quad(p3 + ahead)
             i0, i1 = of_row(p0, o1, o2, o3, a), of_row(p1, o1, o2, o3, a)
             i2, i3 = of_row(p2, o1, o2, o3, a), of_row(p3, o1, o2, o3, a)
             acc = add_quad(acc, i0, i1, i2, i3, p0, p1, p2, p3, o1, o2, o3, a)
@@ -128,9 +103,8 @@ def _make_walk(f: Quad, n_tokens: int) -> Any:
             p1 += 4 * bytes_
             p2 += 4 * bytes_
             p3 += 4 * bytes_
-            ahead += 16 * bytes_
             a += stride
-        store(acc, out, out_stride)
+        store(acc, out, r1, r2, r3, out_stride)
 
     return walk
 

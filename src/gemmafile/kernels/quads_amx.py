@@ -30,7 +30,7 @@ SCRATCH_NEEDED = 64 + _UNPACKED + 2 * PANEL_QUADS * (_PANEL + 2 * _D) + 2 * _SUM
 
 def make_matmul(f: Quad) -> Callable[..., None]:
     from gemmafile.kernels import amx, emit, simd
-    from gemmafile.kernels.superblocks import COLUMNS, OUT, OUT_STRIDE, PACKED, ROW_BYTES, WEIGHTS, N
+    from gemmafile.kernels.streams import COLUMNS, OUT, OUT_STRIDE, PACKED, ROW_BYTES, WEIGHTS, N
     from gemmafile.kernels.tiles import transposer
 
     unit = amx.tiles()

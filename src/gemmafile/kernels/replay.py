@@ -13,7 +13,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from gemmafile.kernels import amx, attention, packing, pointwise, quads, quads_amx, superblocks, superblocks_amx
+from gemmafile.kernels import (
+    amx,
+    attention,
+    packing,
+    pointwise,
+    quads,
+    quads_amx,
+    streams,
+    superblocks,
+    superblocks_amx,
+)
 from gemmafile.kernels.arena import Arena, aligned_bytes
 from gemmafile.kernels.backend import Trace
 from gemmafile.kernels.cache import KVCache
@@ -339,7 +349,7 @@ class CpuReplay:
 
     def _product(self, x: Value, weight: Weight, out: Value) -> Record:
         product = PRODUCTS[weight.format.name]
-        s, kind = superblocks, product.packing
+        s, kind = streams, product.packing
         fields = {
             s.WEIGHTS: weight.address, s.ROW_BYTES: weight.row_bytes, s.N: weight.shape[0], s.COLUMNS: weight.shape[1],
             s.PACKED: self._packed[kind].ctypes.data if kind else self._arena.address(x),

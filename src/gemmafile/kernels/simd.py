@@ -303,21 +303,21 @@ pause = make(void, [], _pause)
 """Tells the core that this is a spin loop."""
 
 
-def _prefetch(b: Any, a: Any) -> None:
+def _prefetch(b: Any, a: Any, level: int = 2) -> None:
     p = pointer(b, a, I8)
-    arguments = [p, *(ir.Constant(I32, v) for v in (0, 2, 1))]  # read, level 2, data
+    arguments = [p, *(ir.Constant(I32, v) for v in (0, 4 - level, 1))]  # read, this level of cache, data
     call(b, "llvm.prefetch.p0", ir.VoidType(), arguments)
 
 
 prefetch = make(void, [address], _prefetch)
 
 
-def prefetcher(n_bytes: int) -> Any:
-    """prefetch(address): n_bytes from there on."""
+def prefetcher(n_bytes: int, level: int = 2) -> Any:
+    """prefetch(address): n_bytes from there on, into this level of cache."""
 
     def code(b: Any, a: Any) -> None:
         for offset in range(0, n_bytes, 64):
-            _prefetch(b, b.add(a, ir.Constant(I64, offset)))
+            _prefetch(b, b.add(a, ir.Constant(I64, offset)), level)
 
     return make(void, [address], code)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gemmafile.kernels import packing, superblocks
+from gemmafile.kernels import packing, streams
 from gemmafile.kernels.compile import kernel_addresses
 from gemmafile.kernels.ops import (
     BARRIER,
@@ -111,7 +111,7 @@ def make_product(
             packing.COLUMNS: columns,
         }  # fmt: skip
         single.add(f"packing.{packing_kind}", fields)
-    s = superblocks
+    s = streams
     fields = {
         s.WEIGHTS: address(rows), s.ROW_BYTES: rows.strides[0], s.N: n, s.COLUMNS: columns,
         s.PACKED: packed_address, s.PACKED_STRIDE: columns * (2 if packing_kind == "bf16" else 4),

@@ -2,7 +2,7 @@
 
 A format gives four facts about a super-block at an address (`SuperBlock`); the kernels are built from them:
 
-    matvec  1 to 3 tokens: 4 weight rows side by side, straight from the file's bytes, lanes run along K
+    matvec  1 to 3 tokens: 4 weight rows side by side, straight from the file's bytes (`streams.py`), lanes run along K
     matmul  more: 32 rows x 512 columns are unpacked into a panel of bytes, lanes are rows; the panel meets the
             tokens in tiles of 6
 
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from gemmafile.kernels.ops import NEXT, ROWS, SCRATCH, SCRATCH_BYTES, slots
+from gemmafile.kernels.ops import NEXT, ROWS, SCRATCH, SCRATCH_BYTES
 from gemmafile.kernels.packing import (
     SUPER_BYTES,
     SUPER_D,
@@ -25,13 +25,19 @@ from gemmafile.kernels.packing import (
     SUPER_SUMS_32,
     TOKEN_TILE,
 )  # fmt: skip
+from gemmafile.kernels.streams import (
+    AHEAD_BYTES,
+    CHUNK_ROWS,
+    COLUMNS,
+    OUT,
+    OUT_STRIDE,
+    PACKED,
+    ROW_BYTES,
+    WEIGHTS,
+    N,
+    make_matvec,
+)  # fmt: skip
 
-WEIGHTS, ROW_BYTES, N, COLUMNS, PACKED, PACKED_STRIDE, OUT, OUT_STRIDE = slots(
-    "WEIGHTS ROW_BYTES N COLUMNS PACKED PACKED_STRIDE OUT OUT_STRIDE"
-)
-"""PACKED_STRIDE is the row stride of the activations of the float formats (`dots.py`) only."""
-
-CHUNK_ROWS = 32
 PANEL_BLOCKS = 2
 """Super-blocks in a panel: 2 x 8 KB stay in the first-level cache with their activations."""
 _PANEL, _SCALES, _D = 64 * 32 * 4, 16 * 32 * 4, 32 * 4
@@ -51,7 +57,7 @@ class SuperBlock:
     min_scale   byte offset of the float16 scale of the sub-minima
     sub_minima  0, 8 or 16
     offset      weights are those of `chunk` minus this
-    below_128   those of `chunk` are
+    largest     of the numbers of `chunk`
     """
 
     bytes: int
@@ -62,56 +68,18 @@ class SuperBlock:
     min_scale: int = 0
     sub_minima: int = 0
     offset: int = 0
-    below_128: bool = True
+    largest: int = 255
 
 
 def build_kernels(f: SuperBlock) -> dict[str, Callable[..., None]]:
     from gemmafile.kernels import superblocks_amx
 
-    return {"matvec": _make_matvec(f), "matmul": _make_matmul(f), "matmul_amx": superblocks_amx.make_matmul(f)}
-
-
-def _make_matvec(f: SuperBlock) -> Callable[..., None]:
-    from gemmafile.kernels import simd
-
-    load, atomic_add, quotient = simd.load_i64, simd.atomic_add, simd.quotient
-    one_token, two_tokens, three_tokens = (_make_walk(f, n) for n in (1, 2, 3))
-
-    def matvec(op, shared, thread):
-        """out[t][r] for 1 to 3 tokens at a time, four rows at a time. Reads ROW_BYTES a row, once."""
-        weights, row_bytes, n = load(op + WEIGHTS), load(op + ROW_BYTES), load(op + N)
-        n_blocks = load(op + COLUMNS) >> 8
-        tokens, out_stride = load(shared + load(op + ROWS)), load(op + OUT_STRIDE)
-        if tokens == 0:
-            return
-        stride = quotient(tokens + 5, 6) * 6 * SUPER_BYTES
-        while True:
-            first = CHUNK_ROWS * atomic_add(op + NEXT, 1)
-            if first >= n:
-                return
-            r = first
-            while r < min(first + CHUNK_ROWS, n):
-                p0 = weights + r * row_bytes
-                p1 = weights + min(r + 1, n - 1) * row_bytes
-                p2, p3 = weights + min(r + 2, n - 1) * row_bytes, weights + min(r + 3, n - 1) * row_bytes
-                a, out = load(op + PACKED), load(op + OUT) + 4 * r
-                if tokens == 1:
-                    one_token(p0, p1, p2, p3, row_bytes, n_blocks, a, stride, out, out_stride)
-                elif tokens == 2:
-                    two_tokens(p0, p1, p2, p3, row_bytes, n_blocks, a, stride, out, out_stride)
-                else:
-                    t = 0
-                    while t < tokens:
-                        at = out + t * out_stride
-                        three_tokens(p0, p1, p2, p3, row_bytes, n_blocks, a + t * SUPER_BYTES, stride, at, out_stride)
-                        t += 3
-                r += 4
-
-    return matvec
+    matvec = make_matvec([_make_walk(f, n) for n in (1, 2, 3)], 256, SUPER_BYTES)
+    return {"matvec": matvec, "matmul": _make_matmul(f), "matmul_amx": superblocks_amx.make_matmul(f)}
 
 
 def _make_walk(f: SuperBlock, n_tokens: int) -> Any:
-    """walk(...): four rows, from p0 to p3, times n tokens, side by side from a on. Weights are unpacked once."""
+    """A walk of `streams.py`. Weights are unpacked once for the n tokens."""
     from numba.core import types
 
     from gemmafile.kernels import emit, simd, tiles
@@ -119,17 +87,20 @@ def _make_walk(f: SuperBlock, n_tokens: int) -> Any:
     bytes_, chunk, scales = f.bytes, f.chunk, f.scales or no_scales()
     vector, four = emit.vec("i32", 16), emit.vec("f32", 4)
     sums, floats = types.UniTuple(vector, n_tokens), types.UniTuple(four, n_tokens)
-    prefetch_rows = simd.prefetcher(4 * f.bytes)
+    prefetch_block, ahead = simd.prefetcher(f.bytes, level=1), AHEAD_BYTES
     row_sums = emit.make(sums, [emit.vec("u8", 64)] * 4 + [vector, emit.address], _row_sums_code(f, n_tokens))
     add_block = emit.make(floats, [floats, *[sums] * 4, *[vector] * 4, *[emit.address] * 5], _add_block_code(f))
     zeros = emit.make(floats, [], lambda b: tiles.join(b, [emit.splat_constant(four.llvm, 0.0)] * n_tokens))
-    store = emit.make(emit.void, [floats, emit.address, emit.address], tiles.store_rows)
+    store = emit.make(emit.void, [floats, *[emit.address] * 5], tiles.store_lanes)
 
     @simd.device
-    def walk(p0, p1, p2, p3, row_bytes, n_blocks, a, stride, out, out_stride):
-        ahead, acc = p0 + 4 * row_bytes, zeros()
+    def walk(p0, p1, p2, p3, o1, o2, o3, n_blocks, a, stride, out, out_stride):
+        acc = zeros()
         for _ in range(n_blocks):
-            prefetch_rows(ahead)
+            prefetch_block(p0 + ahead)
+            prefetch_block(p1 + ahead)
+            prefetch_block(p2 + ahead)
+            prefetch_block(p3 + ahead)
             s0, s1, s2, s3 = scales(p0), scales(p1), scales(p2), scales(p3)
             i0 = row_sums(chunk(p0, 0), chunk(p0, 1), chunk(p0, 2), chunk(p0, 3), s0, a)
             i1 = row_sums(chunk(p1, 0), chunk(p1, 1), chunk(p1, 2), chunk(p1, 3), s1, a)
@@ -140,9 +111,8 @@ def _make_walk(f: SuperBlock, n_tokens: int) -> Any:
             p1 += bytes_
             p2 += bytes_
             p3 += bytes_
-            ahead += 4 * bytes_
             a += stride
-        store(acc, out, out_stride)
+        store(acc, out, o1, o2, o3, out_stride)
 
     return walk
 
@@ -156,25 +126,42 @@ def _row_sums_code(f: SuperBlock, n_tokens: int) -> Callable[..., Any]:
     t = ir.VectorType(emit.I32, 16)
     zero = emit.splat_constant(t, 0)
 
+    lanes_fit = f.sub_scales > 0 and 4 * 128 * f.largest < 1 << 15
+
     def code(b: Any, *arguments: Any) -> Any:
         chunks, (scales, a) = arguments[:4], arguments[4:]
+        if lanes_fit:
+            words = emit.low_words(b, scales)
 
         def dot(acc: Any, j: int, at: int) -> Any:
             activations = emit.load_at(b, a, chunks[j].type, at + 64 * j)
-            return emit.dot_bytes(b, acc, chunks[j], activations, below_128=f.below_128)
+            return emit.dot_bytes(b, acc, chunks[j], activations, below_128=f.largest < 128)
+
+        def beside(v: Any, j: int) -> Any:
+            """Lane i of chunk j is of sub-block i // lanes of it."""
+            first, lanes = j * f.sub_scales // 4, 64 // f.sub_scales
+            return emit.shuffle(b, v, v, [first + lane // lanes for lane in range(16)])
 
         def scaled(j: int, at: int, start: Any) -> Any:
-            """Lane i is of sub-block i // lanes; minus the sums of 16 q stand in the first of their four lanes."""
-            first, lanes = j * f.sub_scales // 4, 64 // f.sub_scales
+            """Minus the sums of 16 q stand in the first of their four lanes."""
             own = emit.shuffle(b, start, zero, [16 if lane % 4 else 4 * j + lane // 4 for lane in range(16)])
-            by = emit.shuffle(b, scales, scales, [first + lane // lanes for lane in range(16)])
-            return b.mul(dot(own, j, at), by)
+            return b.mul(dot(own, j, at), beside(scales, j))
+
+        def start_of(at: int) -> Any:
+            if not f.offset:
+                return zero
+            minus_sums = emit.load_at(b, a, t, at + SUPER_MINUS_SUMS)
+            return b.mul(minus_sums, emit.splat_constant(t, f.offset))
 
         def lanes_of(at: int) -> Any:
-            start = zero
-            if f.offset:
-                minus_sums = emit.load_at(b, a, t, at + SUPER_MINUS_SUMS)
-                start = b.mul(minus_sums, emit.splat_constant(t, f.offset))
+            start = start_of(at)
+            if lanes_fit:
+                # Four products fit in 16 bits: one instruction multiplies them by their sub-scales and adds up.
+                by_16 = emit.shuffle(b, scales, scales, [lane * f.sub_scales // 16 for lane in range(16)])
+                total = b.mul(start, by_16) if f.offset else zero
+                for j in range(4):
+                    total = emit.add_scaled_words(b, total, dot(zero, j, at), beside(words, j))
+                return total
             if f.sub_scales:
                 parts = [scaled(j, at, start) for j in range(4)]
                 return b.add(b.add(parts[0], parts[1]), b.add(parts[2], parts[3]))
@@ -233,7 +220,7 @@ def _make_matmul(f: SuperBlock) -> Callable[..., None]:
     has_scale_panel = has_scales or has_minimum
     sub_size = 256 // (sub_blocks or 4)  # without sub-scales a step is a chunk
     sub_panel, minima_at = sub_size // 4 * 128, 128 * sub_blocks
-    tile = WeightTile(TOKEN_TILE, SUPER_BYTES, below_128=f.below_128)
+    tile = WeightTile(TOKEN_TILE, SUPER_BYTES, below_128=f.largest < 128)
     start, dot = tile.start(f.offset, sub_size // 16 if has_scales else 16), tile.dot(range(0, sub_size, 4))
     dot_words, sums_at = tile.dot_words(f.sub_minima // 2), SUPER_SUMS_16 if f.sub_minima == 16 else SUPER_SUMS_32
     zero_ints, zero_floats, load_tile, store_tile = tile.zero_ints, tile.zero_floats, tile.load, tile.store
@@ -357,12 +344,14 @@ def no_scales() -> Any:
 
 
 def shift_parts(*by: int) -> Callable[..., Any]:
-    """Right shifts of the lanes of a vector: those of its first part by the first number, and so on."""
+    """Right shifts of the lanes of a vector: those of its first part by the first number, and so on; negative ones
+    are left shifts, all or none."""
 
     def code(b: Any, v: Any) -> Any:
         from gemmafile.kernels import emit
 
-        return b.lshr(v, emit.constant(v.type, [n for n in by for _ in range(v.type.count // len(by))]))
+        numbers = emit.constant(v.type, [abs(n) for n in by for _ in range(v.type.count // len(by))])
+        return b.shl(v, numbers) if min(by) < 0 else b.lshr(v, numbers)
 
     return code
 

@@ -34,7 +34,8 @@ SCRATCH_NEEDED = 64 + _UNPACKED + 2 * PANEL_BLOCKS * (2 * _PANEL + _META) + 3 * 
 
 def make_matmul(f: SuperBlock) -> Callable[..., None]:
     from gemmafile.kernels import amx, simd
-    from gemmafile.kernels.superblocks import COLUMNS, OUT, OUT_STRIDE, PACKED, ROW_BYTES, WEIGHTS, N, no_scales
+    from gemmafile.kernels.streams import COLUMNS, OUT, OUT_STRIDE, PACKED, ROW_BYTES, WEIGHTS, N
+    from gemmafile.kernels.superblocks import no_scales
     from gemmafile.kernels.tiles import transposer
 
     unit = amx.tiles()

@@ -38,10 +38,12 @@ def split(b: Any, tile: Any) -> list[Any]:
     return [b.extract_value(tile, i) for i in range(tile.type.count)]
 
 
-def store_rows(b: Any, tile: Any, addr: Any, stride: Any) -> None:
-    """The vectors of a UniTuple, `stride` bytes apart."""
+def store_lanes(b: Any, tile: Any, addr: Any, o1: Any, o2: Any, o3: Any, stride: Any) -> None:
+    """The four lanes of each vector of a UniTuple at addr, addr + o1, ...; the next vector `stride` bytes behind."""
     for v in split(b, tile):
-        store_at(b, v, addr)
+        for i, offset in enumerate((None, o1, o2, o3)):
+            at = addr if offset is None else b.add(addr, offset)
+            store_at(b, b.extract_element(v, ir.Constant(I32, i)), at)
         addr = b.add(addr, stride)
 
 

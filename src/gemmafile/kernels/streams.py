@@ -1,0 +1,68 @@
+"""The walk over a matrix' rows that the products of few tokens share: 4 rows side by side, each read once.
+
+A thread takes chunks of rows. The four rows that are multiplied together are a quarter of a chunk apart, and each of
+the four pointers runs through its quarter from end to end: four streams in pages of their own, which the processor's
+prefetchers follow. (Four neighbouring rows are streams within one page, which they do not.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from gemmafile.kernels.ops import NEXT, ROWS, slots
+
+WEIGHTS, ROW_BYTES, N, COLUMNS, PACKED, PACKED_STRIDE, OUT, OUT_STRIDE = slots(
+    "WEIGHTS ROW_BYTES N COLUMNS PACKED PACKED_STRIDE OUT OUT_STRIDE"
+)
+"""PACKED_STRIDE is the row stride of the activations of the float formats (`dots.py`) only."""
+
+CHUNK_ROWS = 32
+AHEAD_BYTES = 832
+"""How far ahead of its use each stream is fetched into the first-level cache."""
+
+
+def make_matvec(walks: Sequence[Any], block_columns: int, token_bytes: int) -> Callable[..., None]:
+    """A matvec of the walks for 1 to 3 tokens:
+
+        walk(p0, p1, p2, p3, o1, o2, o3, n_blocks, a, stride, out, out_stride)
+
+    p      addresses of the four rows · o  bytes from the first row's result to the others'
+    a      the first token's activations; the next tokens' are `token_bytes` behind, the next block's `stride` behind
+    """
+    from gemmafile.kernels import simd
+
+    load, atomic_add, quotient = simd.load_i64, simd.atomic_add, simd.quotient
+    one_token, two_tokens, three_tokens = walks
+    shift = block_columns.bit_length() - 1
+
+    def matvec(op, shared, thread):
+        """out[t][r], three tokens at a time. Reads ROW_BYTES a row, once."""
+        weights, row_bytes, n = load(op + WEIGHTS), load(op + ROW_BYTES), load(op + N)
+        n_blocks = load(op + COLUMNS) >> shift
+        tokens, out_stride = load(shared + load(op + ROWS)), load(op + OUT_STRIDE)
+        if tokens == 0:
+            return
+        stride = quotient(tokens + 5, 6) * 6 * token_bytes
+        while True:
+            first = CHUNK_ROWS * atomic_add(op + NEXT, 1)
+            if first >= n:
+                return
+            last = min(first + CHUNK_ROWS, n) - 1
+            quarter = (last - first + 4) >> 2
+            for r0 in range(first, first + quarter):
+                r1, r2, r3 = min(r0 + quarter, last), min(r0 + 2 * quarter, last), min(r0 + 3 * quarter, last)
+                p0, p1 = weights + r0 * row_bytes, weights + r1 * row_bytes
+                p2, p3 = weights + r2 * row_bytes, weights + r3 * row_bytes
+                o1, o2, o3 = 4 * (r1 - r0), 4 * (r2 - r0), 4 * (r3 - r0)
+                a, out = load(op + PACKED), load(op + OUT) + 4 * r0
+                if tokens == 1:
+                    one_token(p0, p1, p2, p3, o1, o2, o3, n_blocks, a, stride, out, out_stride)
+                elif tokens == 2:
+                    two_tokens(p0, p1, p2, p3, o1, o2, o3, n_blocks, a, stride, out, out_stride)
+                else:
+                    for t in range(0, tokens, 3):
+                        a_t, out_t = a + t * token_bytes, out + t * out_stride
+                        three_tokens(p0, p1, p2, p3, o1, o2, o3, n_blocks, a_t, stride, out_t, out_stride)
+
+    return matvec
