@@ -306,17 +306,21 @@ def dot_words(b: Any, acc: Any, x: Any, y: Any) -> Any:
     return b.add(acc, b.add(even, odd))
 
 
-def low_words(b: Any, v: Any) -> Any:
-    """What `add_scaled_words` multiplies by: <n x i32> of numbers that fit in 16 bits."""
-    return b.and_(v, splat_constant(v.type, 0xFFFF)) if HAS_AVX2 else v
+def add_scaled_words(b: Any, acc: Any, x: Any, y: Any, scales: Any) -> Any:
+    """acc + x * their scales + y * theirs, in whatever lanes: <16 x i32>, of x and y numbers that fit in 16 bits.
 
-
-def add_scaled_words(b: Any, acc: Any, x: Any, scales: Any) -> Any:
-    """acc + x * scales, <n x i32>; x and what `low_words` made scales of fit in 16 bits."""
+    scales <32 x i16>  four for lanes of x, then four for the same lanes of y, and so on
+    """
     if not HAS_AVX2:
-        return b.add(acc, b.mul(x, scales))
-    words = ir.VectorType(I16, 2 * x.type.count)
-    return dot_words(b, acc, b.bitcast(x, words), b.bitcast(scales, words))
+        for i, v in enumerate((x, y)):
+            own = shuffle(b, scales, scales, [8 * (lane // 4) + 4 * i + lane % 4 for lane in range(16)])
+            acc = b.add(acc, b.mul(v, b.sext(own, v.type)))
+        return acc
+    if not HAS_AVX512 and x.type.count == 16:
+        parts = [add_scaled_words(b, *(half(b, v, h) for v in (acc, x, y, scales))) for h in range(2)]
+        return shuffle(b, parts[0], parts[1], range(16))
+    name = "llvm.x86.avx512.packssdw.512" if x.type.count == 16 else "llvm.x86.avx2.packssdw"
+    return dot_words(b, acc, call(b, name, scales.type, [x, y]), scales)
 
 
 def half(b: Any, v: Any, h: int) -> Any:
@@ -368,6 +372,14 @@ def tree_sum_rows(b: Any, rows: Sequence[Any]) -> Any:
     x, y = pairs  # four groups of 4 lanes -> four groups of 2
     four = add(shuffle(b, x, y, [0, 1, 4, 5, 8, 9, 12, 13]), shuffle(b, x, y, [2, 3, 6, 7, 10, 11, 14, 15]))
     return add(shuffle(b, four, four, [0, 2, 4, 6]), shuffle(b, four, four, [1, 3, 5, 7]))
+
+
+def sum_fours(b: Any, v: Any) -> Any:
+    """<16 x i32> -> <4 x i32>: the sums of lanes 0 to 3, 4 to 7, 8 to 11 and 12 to 15."""
+    for _ in range(2):
+        n = v.type.count
+        v = b.add(shuffle(b, v, v, range(0, n, 2)), shuffle(b, v, v, range(1, n, 2)))
+    return v
 
 
 def lane_mask(b: Any, n: Any, lanes: int) -> Any:

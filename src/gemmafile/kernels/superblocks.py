@@ -126,26 +126,15 @@ def _row_sums_code(f: SuperBlock, n_tokens: int) -> Callable[..., Any]:
     t = ir.VectorType(emit.I32, 16)
     zero = emit.splat_constant(t, 0)
 
+    size = 64 // (f.sub_scales or 64)
     lanes_fit = f.sub_scales > 0 and 4 * 128 * f.largest < 1 << 15
 
     def code(b: Any, *arguments: Any) -> Any:
         chunks, (scales, a) = arguments[:4], arguments[4:]
-        if lanes_fit:
-            words = emit.low_words(b, scales)
 
         def dot(acc: Any, j: int, at: int) -> Any:
             activations = emit.load_at(b, a, chunks[j].type, at + 64 * j)
             return emit.dot_bytes(b, acc, chunks[j], activations, below_128=f.largest < 128)
-
-        def beside(v: Any, j: int) -> Any:
-            """Lane i of chunk j is of sub-block i // lanes of it."""
-            first, lanes = j * f.sub_scales // 4, 64 // f.sub_scales
-            return emit.shuffle(b, v, v, [first + lane // lanes for lane in range(16)])
-
-        def scaled(j: int, at: int, start: Any) -> Any:
-            """Minus the sums of 16 q stand in the first of their four lanes."""
-            own = emit.shuffle(b, start, zero, [16 if lane % 4 else 4 * j + lane // 4 for lane in range(16)])
-            return b.mul(dot(own, j, at), beside(scales, j))
 
         def start_of(at: int) -> Any:
             if not f.offset:
@@ -153,23 +142,37 @@ def _row_sums_code(f: SuperBlock, n_tokens: int) -> Callable[..., Any]:
             minus_sums = emit.load_at(b, a, t, at + SUPER_MINUS_SUMS)
             return b.mul(minus_sums, emit.splat_constant(t, f.offset))
 
-        def lanes_of(at: int) -> Any:
-            start = start_of(at)
-            if lanes_fit:
-                # Four products fit in 16 bits: one instruction multiplies them by their sub-scales and adds up.
-                by_16 = emit.shuffle(b, scales, scales, [lane * f.sub_scales // 16 for lane in range(16)])
-                total = b.mul(start, by_16) if f.offset else zero
-                for j in range(4):
-                    total = emit.add_scaled_words(b, total, dot(zero, j, at), beside(words, j))
-                return total
-            if f.sub_scales:
-                parts = [scaled(j, at, start) for j in range(4)]
-                return b.add(b.add(parts[0], parts[1]), b.add(parts[2], parts[3]))
+        def plain_sum(at: int) -> Any:
+            total = start_of(at)
             for j in range(4):
-                start = dot(start, j, at)
-            return start
+                total = dot(total, j, at)
+            return total
 
-        return tiles.join(b, [lanes_of(token * SUPER_BYTES) for token in range(n_tokens)])
+        def scaled_sum(at: int) -> Any:
+            """Lane i of chunk j is of sub-block (16 j + i) // size; minus the sums of 16 q start their first lanes."""
+            start, parts = start_of(at), []
+            for j in range(4):
+                own = emit.shuffle(b, start, zero, [16 if lane % 4 else 4 * j + lane // 4 for lane in range(16)])
+                beside = emit.shuffle(b, scales, scales, [(16 * j + lane) // size for lane in range(16)])
+                parts.append(b.mul(dot(own, j, at), beside))
+            return b.add(b.add(parts[0], parts[1]), b.add(parts[2], parts[3]))
+
+        def scaled_words_sum(at: int) -> Any:
+            """The same where four products fit in 16 bits: a multiplication by words takes two chunks at a time."""
+            total = zero
+            if f.offset:
+                of_16 = emit.shuffle(b, scales, scales, [4 * lane // size for lane in range(16)])
+                total = b.mul(start_of(at), of_16)
+            n = f.sub_scales
+            words = b.trunc(emit.shuffle(b, scales, scales, range(n)), ir.VectorType(emit.I16, n))
+            for j in (0, 2):
+                places = [(16 * (j + i // 4 % 2) + 4 * (i // 8)) // size for i in range(32)]
+                x, y = dot(zero, j, at), dot(zero, j + 1, at)
+                total = emit.add_scaled_words(b, total, x, y, emit.shuffle(b, words, words, places))
+            return total
+
+        sum_of = plain_sum if not f.sub_scales else scaled_words_sum if lanes_fit else scaled_sum
+        return tiles.join(b, [sum_of(token * SUPER_BYTES) for token in range(n_tokens)])
 
     return code
 
@@ -180,28 +183,39 @@ def _add_block_code(f: SuperBlock) -> Callable[..., Any]:
 
     from gemmafile.kernels import emit, tiles
 
-    four, n = ir.VectorType(emit.F32, 4), f.sub_minima // 2
-    pairs_type = ir.VectorType(emit.I16, f.sub_minima) if n else None
+    four, n = ir.VectorType(emit.F32, 4), f.sub_minima
 
-    def minimum_lanes(b: Any, scales: Any, sums: Any) -> Any:
-        """Pairs of sub-minima times their sums, whose sum is M, widened to 16 lanes."""
-        pairs = b.bitcast(emit.shuffle(b, scales, scales, range(f.sub_scales, f.sub_scales + n)), pairs_type)
-        zeros = emit.splat_constant(ir.VectorType(emit.I32, n), 0)
-        return emit.shuffle(b, emit.dot_words(b, zeros, pairs, sums), zeros, [min(lane, n) for lane in range(16)])
+    def minima_of_rows(b: Any, scales: Any) -> list[Any]:
+        """The sub-minima of the four rows, one row behind the other, in vectors of 32 words."""
+        pairs = [emit.shuffle(b, s, s, range(f.sub_scales, f.sub_scales + n // 2)) for s in scales]
+        while pairs[0].type.count < 16:
+            both = range(2 * pairs[0].type.count)
+            pairs = [emit.shuffle(b, x, y, both) for x, y in zip(pairs[::2], pairs[1::2], strict=True)]
+        return [b.bitcast(v, ir.VectorType(emit.I16, 32)) for v in pairs]
+
+    def sum_minima(b: Any, minima: list[Any], a: Any, at: int) -> Any:
+        """M of the four rows."""
+        sums = emit.load_at(b, a, ir.VectorType(emit.I16, n), at)
+        beside = emit.shuffle(b, sums, sums, [i % n for i in range(32)])
+        lanes = [emit.dot_words(b, emit.splat_constant(ir.VectorType(emit.I32, 16), 0), v, beside) for v in minima]
+        if n == 16:  # eight lanes a row: fold them to four
+            parts = [[i // 4 * 8 + 4 * h + i % 4 for i in range(16)] for h in range(2)]
+            lanes = [b.add(*(emit.shuffle(b, lanes[0], lanes[1], part) for part in parts))]
+        return emit.sum_fours(b, lanes[0])
 
     def code(b: Any, acc: Any, *arguments: Any) -> Any:
         acc, rows = tiles.split(b, acc), [tiles.split(b, row) for row in arguments[:4]]
         scales, at, a = arguments[4:8], arguments[8:12], arguments[12]
         by_row = emit.load_halves(b, at, f.d)
-        least_by_row = emit.load_halves(b, at, f.min_scale) if n else None
+        if n:
+            minima, least_by_row = minima_of_rows(b, scales), emit.load_halves(b, at, f.min_scale)
         for token in range(len(acc)):
             here = token * SUPER_BYTES
             d = emit.splat(b, emit.load_at(b, a, emit.F32, here + SUPER_D), 4)
             total = emit.tree_sum_rows(b, [row[token] for row in rows])
             acc[token] = emit.fma_f32(b, b.sitofp(total, four), b.fmul(by_row, d), acc[token])
             if n:
-                sums = emit.load_at(b, a, pairs_type, here + (SUPER_SUMS_16 if n == 8 else SUPER_SUMS_32))
-                least = emit.tree_sum_rows(b, [minimum_lanes(b, s, sums) for s in scales])
+                least = sum_minima(b, minima, a, here + (SUPER_SUMS_16 if n == 16 else SUPER_SUMS_32))
                 by = b.fneg(b.fmul(least_by_row, d))
                 acc[token] = emit.fma_f32(b, b.sitofp(least, four), by, acc[token])
         return tiles.join(b, acc)
