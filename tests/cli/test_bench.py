@@ -11,6 +11,7 @@ import pytest
 
 from gemmafile import __version__
 from gemmafile.bench import machine, rivals
+from gemmafile.bench.report import median_ratio
 from tests.cli.conftest import Done, Runner
 from tests.oracles import llamacpp
 
@@ -108,6 +109,61 @@ def test_a_llama_bench_without_repack(command: Runner, tiny_path: Path, tmp_path
     write_fake(tmp_path, has_repack=False)
     report = last_line(command("bench", tiny_path, *QUICK, "--vs", f"llamacpp={tmp_path}"))
     assert {r["best_setting"] for r in report["results"]} == {"defaults"}
+
+
+FAKE_BATCHED = """#!{python}
+import json, sys
+given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+with open({log!r}, "a") as f:
+    print(given["-npl"], given["-ntg"], given["-t"], "--no-repack" in sys.argv, file=f)
+{body}
+print("main: some line of a log")
+print(json.dumps({{"pl": int(given["-npl"]), "speed_tg": 5.0 * int(given["-npl"])}}))
+"""
+
+
+def write_fake_batched(folder: Path, body: str = "") -> None:
+    path = folder / "llama-batched-bench"
+    path.write_text(FAKE_BATCHED.format(python=sys.executable, body=body, log=str(folder / "batches")))
+    path.chmod(0o755)
+
+
+def test_batches_are_timed_by_llama_batched_bench(command: Runner, tiny_path: Path, tmp_path: Path) -> None:
+    write_fake_batched(tmp_path)
+    words = ("-p", 0, "-n", 8, "-r", 2, "-t", 1, "-b", "2,4", "--vs", f"llamacpp={write_fake(tmp_path)}")
+    done = command("bench", tiny_path, *words)
+    assert done.code == 0, done.err
+    report = last_line(done)
+    expected = [f"{rows} {8 // rows} 1 {no_repack}" for no_repack in (False, True) for rows in (2, 4)]
+    assert (tmp_path / "batches").read_text().splitlines() == expected * 2
+    for r in report["results"][1:]:
+        assert r["rival"]["repack 0"]["samples"] == [5.0 * r["rows"]] * 2
+        assert r["ratio"] == pytest.approx(r["tokens_per_s"] / (5.0 * r["rows"]), rel=1e-2)
+
+
+def test_batches_that_fail_leave_the_rest(command: Runner, tiny_path: Path, tmp_path: Path) -> None:
+    write_fake_batched(tmp_path, "sys.exit(3)")
+    words = ("-p", 0, "-n", 4, "-r", 1, "-t", 1, "-b", "2", "--vs", f"llamacpp={write_fake(tmp_path)}")
+    done = command("bench", tiny_path, *words)
+    assert done.code == 0, done.err
+    report = last_line(done)
+    assert [r["ratio"] is None for r in report["results"]] == [False, True]
+    assert list(report["rival"]["failures"]) == ["repack 1, batches", "repack 0, batches"]
+
+
+def test_ratios_are_of_runs_that_took_turns() -> None:
+    """A minute in which everything took twice as long is in neither ratio."""
+    assert median_ratio([10.0, 5.0, 10.0], [5.0, 2.5, 5.0]) == 2.0
+    assert median_ratio([10.0, 5.0, 5.0, 12.0], [5.0, 2.5, 2.5, 4.0]) == 2.0
+
+
+def test_where_the_weights_lie_is_reported(command: Runner, tiny_path: Path) -> None:
+    report = last_line(command("bench", tiny_path, *QUICK, "-p", 0, "--no-mmap", "--huge-pages", "off"))
+    assert report["mapped"] is False
+    assert report["in_huge_pages"] == 0
+    assert report["read_median_gb_per_s"]["1"] <= report["read_gb_per_s"]["1"]
+    (result,) = report["results"]
+    assert result["of_median_read"] == pytest.approx(result["gb_per_s"] / report["read_median_gb_per_s"]["1"], rel=0.05)
 
 
 CRASH = "if given['--repack'] == '1':\n    print('trap', file=sys.stderr)\n    os.kill(os.getpid(), signal.SIGILL)"

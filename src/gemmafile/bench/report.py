@@ -24,13 +24,18 @@ LIMIT_NAMES = {
 
 def make_report(measured: Measured) -> dict[str, Any]:
     """Everything, in types JSON has. The headline is the first depth, with the most threads."""
-    results = [describe_result(r, measured.limits[r.trial.threads]) for r in measured.results.values()]
+    reads = {t: median(rates) for t, rates in measured.reads.items()}
+    results = [
+        describe_result(r, measured.limits[r.trial.threads], reads[r.trial.threads]) for r in measured.results.values()
+    ]
     report: dict[str, Any] = {
         "model": measured.path.name,
         "cpu": cpu_name(),
         "load_average": load_average(),
         "weight_bytes": measured.weight_bytes,
         "repetitions": measured.plan.repetitions,
+        "mapped": measured.plan.mmap,
+        "in_huge_pages": None if measured.huge_share is None else round(measured.huge_share, 3),
     }
     headline = {"threads": max(measured.plan.threads), "depth": measured.plan.depths[0]}
     for kind in ("prefill", "decode"):
@@ -40,14 +45,18 @@ def make_report(measured: Measured) -> dict[str, Any]:
         report[f"{kind}_ratio"] = chosen[0]["ratio"] if chosen else None
     for field, name in LIMIT_NAMES.items():
         report[name] = {str(t): round(getattr(limits, field), 3) for t, limits in measured.limits.items()}
+    report["read_median_gb_per_s"] = {str(t): round(rate, 3) for t, rate in reads.items()}
     report["results"] = results
     if measured.rival is not None:
         report["rival"] = {"name": measured.rival.name, "where": measured.rival.where, "failures": measured.failures}
     return report
 
 
-def describe_result(result: Result, limits: Limits) -> dict[str, Any]:
-    """One trial: rates, what they come to in bytes and operations a second, and how near the limit that is."""
+def describe_result(result: Result, limits: Limits, read_median: float) -> dict[str, Any]:
+    """One trial: rates, what they come to in bytes and operations a second, and how near the limit that is.
+
+    read_median  10^9 bytes a second at which the weights were read as a rule, where the limit is the best that was seen
+    """
     trial, work = result.trial, result.work
     rate = median(result.ours)
     seconds = trial.tokens_made / rate
@@ -66,11 +75,17 @@ def describe_result(result: Result, limits: Limits) -> dict[str, Any]:
         "compute_fraction": round(shares["arithmetic"], 4),
         "of_limit": round(shares[bound], 4),
         "bound": bound,
+        "of_median_read": round(work.n_bytes / seconds / 1e9 / read_median, 4),
         "rival": theirs,
         "best_setting": best,
-        "ratio": round(rate / theirs[best]["tokens_per_s"], 3) if best is not None else None,
+        "ratio": round(median_ratio(result.ours, result.rival[best]), 3) if best is not None else None,
         "ratio_by_processor": compare_by_processor(result),
     }
+
+
+def median_ratio(ours: list[float], theirs: list[float]) -> float:
+    """Of the ratios of runs that took turns: what slows both for a minute is in none of them."""
+    return median(a / b for a, b in zip(ours, theirs, strict=False))
 
 
 def compare_by_processor(result: Result) -> float | None:
@@ -101,12 +116,15 @@ def format_report(report: dict[str, Any]) -> Iterator[str]:
     load = "" if report["load_average"] is None else f", load average {report['load_average']:.1f}"
     yield f"{report['model']}: {report['weight_bytes'] / 1e9:.3f} GB of weights for a token"
     yield f"{report['cpu']}; {report['repetitions']} rounds{load}"
+    huge = "" if report["in_huge_pages"] is None else f", {report['in_huge_pages']:.0%} in huge pages"
+    yield f"weights {'mapped' if report['mapped'] else 'in memory'}{huge}"
     yield ""
     peaks = f"{'int8 GOP/s':>12}{'unit GOP/s':>12}{'bf16 GF/s':>11}{'f32 GF/s':>10}"
-    yield f"{'threads':>7}{'mapped GB/s':>13}{'memory GB/s':>13}{peaks}"
+    yield f"{'threads':>7}{'weights GB/s':>14}{'median':>8}{'memory GB/s':>13}{peaks}"
     for t in report["int8_gops"]:
         read, anonymous, int8, bf16, f32, unit = (report[name][t] for name in LIMIT_NAMES.values())
-        yield f"{t:>7}{read:>13.1f}{anonymous:>13.1f}{int8:>12.0f}{unit:>12.0f}{bf16:>11.0f}{f32:>10.0f}"
+        usual = report["read_median_gb_per_s"][t]
+        yield f"{t:>7}{read:>14.1f}{usual:>8.1f}{anonymous:>13.1f}{int8:>12.0f}{unit:>12.0f}{bf16:>11.0f}{f32:>10.0f}"
     yield ""
     rival = report.get("rival")
     theirs = f"{rival['name']:>28}{'ratio':>7}" if rival else ""

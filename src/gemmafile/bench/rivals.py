@@ -24,6 +24,9 @@ from gemmafile.errors import BadSettings, GemmafileError, nearest
 from gemmafile.kernels.compile import child_environment
 
 TIMEOUT_S = 1800
+BATCH_PROMPT = 1
+"""Tokens that each row of a batch begins with: llama-batched-bench wants one."""
+
 RIVALS = ("llamacpp",)
 
 
@@ -55,11 +58,23 @@ class Task:
     threads: int
 
 
+@dataclass(frozen=True)
+class BatchTask:
+    """`rows` sequences side by side make `steps` tokens each."""
+
+    rows: int
+    steps: int
+    threads: int
+
+
 class Rival(Protocol):
-    """An engine and its settings, each a name such as "repack 1"."""
+    """An engine and its settings, each a name such as "repack 1". `has_batches`  it can be timed on several rows"""
 
     name: str
     where: str
+
+    @property
+    def has_batches(self) -> bool: ...
 
     @property
     def settings(self) -> Sequence[str]: ...
@@ -67,14 +82,19 @@ class Rival(Protocol):
     def run(self, model: Path, task: Task, setting: str) -> Rates:
         """Raises RivalFailed."""
 
+    def run_batch(self, model: Path, task: BatchTask, setting: str) -> Rates:
+        """Tokens of all rows together, as "batch". Raises RivalFailed."""
+
 
 class LlamaBench:
-    """llama-bench: one repetition a call, so that calls can take turns with ours."""
+    """llama-bench: one repetition a call, so that calls can take turns with ours; for batches llama-batched-bench."""
 
     name = "llama.cpp"
 
     def __init__(self, program: Path):
         self.where = str(program)
+        self._batched = program.with_name("llama-batched-bench")
+        self.has_batches = os.access(self._batched, os.X_OK)
         has_repack = "--repack" in _run([self.where, "--help"]).text
         self.settings = ("repack 1", "repack 0") if has_repack else ("defaults",)
 
@@ -86,12 +106,23 @@ class LlamaBench:
         answer = _run(words, task.threads)
         return Rates(_read_tests(answer.text), answer.core_share)
 
+    def run_batch(self, model: Path, task: BatchTask, setting: str) -> Rates:
+        context = task.rows * (task.steps + BATCH_PROMPT + 1)
+        sizes = {
+            "-npp": BATCH_PROMPT, "-ntg": task.steps, "-npl": task.rows, "-t": task.threads, "-tb": task.threads,
+            "-c": max(context, 512), "--output-format": "jsonl",
+        }  # fmt: skip
+        words = [str(self._batched), "-m", str(model), *(str(word) for pair in sizes.items() for word in pair)]
+        answer = _run([*words, "--no-repack"] if setting == "repack 0" else words, task.threads)
+        return Rates({"batch": _read_batch(answer.text)}, answer.core_share)
+
 
 class Wheel:
     """llama.cpp in the xllamacpp wheel, by the timings of its server (`llamacpp_wheel.py`)."""
 
     name = "llama.cpp (xllamacpp)"
     settings = ("repack 1", "repack 0")
+    has_batches = False
 
     def __init__(self) -> None:
         self.where = "xllamacpp"
@@ -100,6 +131,9 @@ class Wheel:
         words = [str(model), task.prompt, task.predict, task.depth, task.threads, setting.removeprefix("repack ")]
         answer = _run([sys.executable, "-m", "gemmafile.bench.llamacpp_wheel", *map(str, words)], task.threads)
         return Rates(_as_json(answer.text.strip().rpartition("\n")[2]), answer.core_share)
+
+    def run_batch(self, model: Path, task: BatchTask, setting: str) -> Rates:
+        raise RivalFailed("its server answers one request at a time")
 
 
 def find_rival(word: str) -> Rival:
@@ -179,3 +213,12 @@ def _read_tests(text: str) -> dict[str, float]:
         return {("prefill" if test["n_prompt"] else "decode"): float(test["avg_ts"]) for test in tests}
     except (KeyError, TypeError, ValueError) as error:
         raise RivalFailed(f"its answer is not that of llama-bench: {error!r} in {text[:80]!r}") from None
+
+
+def _read_batch(text: str) -> float:
+    """The rate of making tokens in the JSON line of llama-batched-bench, among whatever else it says."""
+    lines = [line for line in text.splitlines() if line.startswith("{")]
+    try:
+        return float(_as_json(lines[-1])["speed_tg"])
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        raise RivalFailed(f"its answer is not that of llama-batched-bench: {error!r} in {text[:80]!r}") from None

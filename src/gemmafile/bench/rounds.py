@@ -6,21 +6,21 @@ batches. `Measured` is what comes out; `report.py` shows it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gemmafile.bench import machine
 from gemmafile.bench.machine import Limits, Machine
-from gemmafile.bench.rivals import Rival, RivalFailed, Task
+from gemmafile.bench.rivals import BatchTask, Rates, Rival, RivalFailed, Task
 from gemmafile.bench.runs import Runs, Trial, context_needed
 from gemmafile.bench.work import Work, count_work, weight_names
 from gemmafile.engine.engine import Engine
 from gemmafile.errors import BackendUnavailable
 from gemmafile.files.gguf import ModelFile
 from gemmafile.files.open import open_model
-from gemmafile.files.placement import free_memory_bytes
+from gemmafile.files.placement import free_memory_bytes, huge_share
 from gemmafile.kernels.compile import why_not
 from gemmafile.model.record import record
 from gemmafile.settings import ContextSettings
@@ -33,7 +33,8 @@ MOST_ANONYMOUS = 4
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure. `prompt`, `predict`  tokens to read and to make; 0: not timed · `rows`  sizes of batches"""
+    """What to measure. `prompt`, `predict`  tokens to read and to make; 0: not timed · `rows`  sizes of batches ·
+    `mmap`, `huge_pages`  where the model lies (settings.ContextSettings)"""
 
     threads: tuple[int, ...]
     prompt: int = 512
@@ -41,6 +42,8 @@ class Plan:
     depths: tuple[int, ...] = (0,)
     rows: tuple[int, ...] = ()
     repetitions: int = 3
+    mmap: bool = True
+    huge_pages: str = "auto"
 
     def trials(self, threads: int, depth: int | None = None) -> list[Trial]:
         """The trials of one number of threads, at one depth; without a depth, the batches."""
@@ -70,7 +73,11 @@ class Result:
 
 @dataclass
 class Measured:
-    """All that came out. `failures`  what became of a rival's setting that gave nothing"""
+    """All that came out.
+
+    `limits`      the best that was seen, by threads · `reads` every rate at which the weights were read, 10^9 bytes/s
+    `huge_share`  of the weights, how much lies in huge pages · `failures` what became of a rival's setting that failed
+    """
 
     path: Path
     plan: Plan
@@ -79,6 +86,8 @@ class Measured:
     results: dict[Trial, Result]
     rival: Rival | None = None
     failures: dict[str, str] = field(default_factory=dict)
+    reads: dict[int, list[float]] = field(default_factory=dict)
+    huge_share: float | None = None
 
 
 def measure(path: Path, plan: Plan, rival: Rival | None, say: Callable[[str], None]) -> Measured:
@@ -90,7 +99,8 @@ def measure(path: Path, plan: Plan, rival: Rival | None, say: Callable[[str], No
     if reason is not None:
         raise BackendUnavailable(f"bench measures the compiled kernels: {reason}")
     with ExitStack() as stack:
-        file = stack.enter_context(open_model(path))
+        where = ContextSettings(mmap=plan.mmap, huge_pages=plan.huge_pages)
+        file = stack.enter_context(open_model(path, where, say))
         bench = Bench(file, plan, rival, say, stack)
         for number in range(plan.repetitions):
             for n_threads in plan.threads:
@@ -103,7 +113,7 @@ class Bench:
     """Everything opened and warm. What `stack` is given is closed by it."""
 
     def __init__(self, file: ModelFile, plan: Plan, rival: Rival | None, say: Callable[[str], None], stack: ExitStack):
-        self.plan, self.path, self.say = plan, Path(file.path), say
+        self.plan, self.path, self.file, self.say = plan, Path(file.path), file, say
         context = context_needed(plan.all_trials())
         engines = {t: Engine(file, ContextSettings(threads=t, context=context), say) for t in plan.threads}
         engine = engines[plan.threads[0]]
@@ -123,38 +133,57 @@ class Bench:
         results = {trial: Result(trial, count_work(tape, trial.passes(engine.max_rows))) for trial in plan.all_trials()}
         n_bytes = sum(size for _, size in segments)
         self.measured = Measured(self.path, plan, n_bytes, {t: Limits() for t in plan.threads}, results, rival)
+        self.measured.reads = {t: [] for t in plan.threads}
         for trial in results:
             self.runs[trial.threads].time(replace(trial, tokens=min(trial.tokens, WARM_UP_TOKENS)))
 
     def run_round(self, n_threads: int) -> None:
-        limits, take = self.measured.limits[n_threads], self.machines[n_threads].measure
         for depth in (*self.plan.depths, None):
-            limits.raise_to(take())
-            for trial in self.plan.trials(n_threads, depth):
+            trials = self.plan.trials(n_threads, depth)
+            self.measure_limits(n_threads)
+            for trial in trials:
                 timing, result = self.runs[n_threads].time(trial), self.measured.results[trial]
                 result.ours.append(trial.tokens_made / timing.seconds)
                 result.core_shares.append(timing.core_share)
-            if depth is not None:
-                self.run_rival(n_threads, depth)
-        limits.raise_to(take())
+            self.run_rival(trials)
+        self.measure_limits(n_threads)
+        self.measured.huge_share = huge_share(self.file)
 
-    def run_rival(self, n_threads: int, depth: int) -> None:
+    def measure_limits(self, n_threads: int) -> None:
+        taken = self.machines[n_threads].measure()
+        self.measured.limits[n_threads].raise_to(taken)
+        self.measured.reads[n_threads].append(taken.read)
+
+    def run_rival(self, trials: list[Trial]) -> None:
         """Each setting of the rival once; one that fails is not tried again."""
         measured, rival = self.measured, self.measured.rival
-        if rival is None:
+        if rival is None or not trials or (trials[0].kind == "batch" and not rival.has_batches):
             return
-        task = Task(self.plan.prompt, self.plan.predict, depth, n_threads)
         for setting in rival.settings:
-            if setting in measured.failures:
-                continue
             try:
-                rates = rival.run(self.path, task, setting)
-            except RivalFailed as error:
-                measured.failures[setting] = str(error)
-                self.say(f"{rival.name}, {setting}: {error}")
-                continue
-            for trial in self.plan.trials(n_threads, depth):
-                if trial.kind in rates.tokens_per_s:
+                for trial, rates in self.rival_rates(rival, trials, setting):
                     result = measured.results[trial]
                     result.rival.setdefault(setting, []).append(rates.tokens_per_s[trial.kind])
                     result.rival_shares.setdefault(setting, []).append(rates.core_share)
+            except RivalFailed as error:
+                what = _name_of(setting, trials)
+                measured.failures[what] = str(error)
+                self.say(f"{rival.name}, {what}: {error}")
+
+    def rival_rates(self, rival: Rival, trials: list[Trial], setting: str) -> Iterator[tuple[Trial, Rates]]:
+        """The rates of trials that belong together. Raises RivalFailed."""
+        if _name_of(setting, trials) in self.measured.failures:
+            return
+        if trials[0].kind == "batch":
+            for trial in trials:
+                task = BatchTask(trial.rows, trial.steps, trial.threads)
+                yield trial, rival.run_batch(self.path, task, setting)
+            return
+        depth, n_threads = trials[0].depth, trials[0].threads
+        rates = rival.run(self.path, Task(self.plan.prompt, self.plan.predict, depth, n_threads), setting)
+        yield from ((trial, rates) for trial in trials if trial.kind in rates.tokens_per_s)
+
+
+def _name_of(setting: str, trials: list[Trial]) -> str:
+    """Batches are another program's: one may fail without the other."""
+    return f"{setting}, batches" if trials[0].kind == "batch" else setting

@@ -32,12 +32,16 @@ class BenchSettings:
     prompt: int = option(512, "--n-prompt", "-p", help="tokens to read; 0: none", metavar="N")
     predict: int = option(128, "--n-gen", "-n", help="tokens to make; 0: none", metavar="N")
     depths: str = option("0", "--n-depth", "-d", help="positions before them", metavar="N[,N]")
-    rows: str = option("", "--batches", "-b", help="sequences that make tokens side by side", metavar="N[,N]")
+    rows: str = option(
+        "", "--batches", "-b", help="sequences that make tokens side by side, e.g. 2,4,8,16", metavar="N[,N]"
+    )
     threads: str = option("", "--threads", "-t", help="threads (default: physical cores)", metavar="N[,N]")
     repetitions: int = option(3, "--repetitions", "-r", help="rounds; medians and extremes are shown", metavar="N")
     vs: str | None = option(
         None, "--vs", help="time llama.cpp in turn: llamacpp, or llamacpp=PATH of its llama-bench", metavar="ENGINE"
     )
+    mmap: bool = option(True, "--mmap", help="map the model (the default); --no-mmap: read it", off=("--no-mmap",))
+    huge_pages: str = option("auto", "--huge-pages", help="as `gemmafile run` has it", choices=("auto", "on", "off"))
     log_disable: bool = option(False, "--log-disable", help="nothing on stderr but errors")
 
 
@@ -62,7 +66,7 @@ def main(words: list[str]) -> int:
     report = {"gemmafile": __version__, **make_report(measured)}
     for line in (*format_report(report), json.dumps(report)):
         streams.write(f"{line}\n")
-    return 1 if rival is not None and len(measured.failures) == len(rival.settings) else 0
+    return 1 if rival is not None and not any(result.rival for result in measured.results.values()) else 0
 
 
 def make_plan(settings: BenchSettings) -> Plan:
@@ -77,6 +81,8 @@ def make_plan(settings: BenchSettings) -> Plan:
         depths=read_numbers("-d", settings.depths, 0, MOST) or (0,),
         rows=read_numbers("-b", settings.rows, 1, 512),
         repetitions=_within("-r", settings.repetitions, 1, 1000),
+        mmap=settings.mmap,
+        huge_pages=settings.huge_pages,
     )
     if not plan.all_trials():
         raise BadSettings("nothing to measure: give tokens to read (-p) or to make (-n)")
