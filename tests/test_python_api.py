@@ -74,7 +74,7 @@ def test_the_default_backend_is_near_the_reference(tiny_path: Path, model: Model
         assert np.abs(compiled.logits(TOKENS) - model.logits(TOKENS)).max() < 1e-3
 
 
-@pytest.mark.parametrize("kind", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("kind", ["f32", "f16", "bf16", "q8_0"])
 def test_formats_of_the_cache_are_settings(tiny_path: Path, model: Model, kind: str) -> None:
     with Model.open(tiny_path, backend="reference", context=64, cache_type_k=kind, cache_type_v=kind) as other:
         assert np.abs(other.logits(TOKENS) - model.logits(TOKENS)).max() < 0.5
@@ -339,7 +339,7 @@ def test_closing_waits_for_the_pass_of_another_thread(tiny_path: Path) -> None:
 def test_a_mistake_in_opening_is_named(tiny_path: Path, tmp_path: Path) -> None:
     with pytest.raises(BadSettings, match=r"no setting 'treads' \(did you mean threads\?\)"):
         Model.open(tiny_path, treads=4)
-    with pytest.raises(BadSettings, match="cache_type_k is 'q3', expected one of f32, f16, bf16"):
+    with pytest.raises(BadSettings, match="cache_type_k is 'q3', expected one of f32, f16, bf16, q8_0"):
         Model.open(tiny_path, cache_type_k="q3")
     for overrides in (None, "a=int:1", [5]):
         with pytest.raises(BadSettings, match="override_kv is .*: give a list of texts"):

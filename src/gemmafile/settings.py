@@ -75,7 +75,7 @@ class SamplingSettings:
 
 
 LOAD_MODES = ("auto", "none", "mmap", "mlock", "mmap+mlock", "dio")
-CACHE_TYPES = ("f32", "f16", "bf16")
+CACHE_TYPES = ("f32", "f16", "bf16", "q8_0")
 
 
 @dataclass

@@ -213,7 +213,7 @@ def test_a_flag_that_would_change_the_answer_is_refused(words: str) -> None:
         ("-n 1.5", "expected a whole number"),
         ("--temp warm", "--temp is 'warm', expected a number"),
         ("--special=1", "--special takes no value"),
-        ("-ctk q9", "-ctk is 'q9', expected one of f32, f16, bf16"),
+        ("-ctk q9", "-ctk is 'q9', expected one of f32, f16, bf16, q8_0"),
         ("--mirostat 3", "--mirostat is '3', expected one of 0, 1, 2"),
         ("--gpu nvida", r"--gpu is 'nvida'.*did you mean nvidia\?"),
         ("-fa=maybe", "unknown flag -fa=maybe"),

@@ -226,14 +226,14 @@ def test_prompt_equals_token_by_token_in_every_format(tmp_path: Path, fmt: str) 
     np.testing.assert_array_equal(logits_of(engine, ids, 7, 1), together)
 
 
-@pytest.mark.parametrize("cache", ["f16", "bf16"])
+@pytest.mark.parametrize("cache", ["f16", "bf16", "q8_0"])
 def test_a_small_cache_keeps_the_law_and_stays_near(small: Engine, tmp_path: Path, cache: str) -> None:
     """Keys and values are read back from the cache even in the pass that stores them."""
     engine, ids = open_engine(tmp_path, SMALL, cache), ids_of(SMALL, 5, PAGE + 4)
     together = logits_of(engine, ids, len(ids))
     np.testing.assert_array_equal(logits_of(engine, ids, PAGE - 2, 1), together)
     difference = np.abs(together - logits_of(small, ids, len(ids))).max()
-    assert 1e-6 < difference < {"f16": 0.02, "bf16": 0.2}[cache]
+    assert 1e-6 < difference < {"f16": 0.02, "bf16": 0.2, "q8_0": 0.5}[cache]
 
 
 def run_together(engine: Engine, prompts: list[list[int]], sizes: list[list[int]]) -> list[np.ndarray]:

@@ -67,7 +67,7 @@ def test_cpu_is_reference_in_every_format(tmp_path: Path, name: str) -> None:
     np.testing.assert_array_equal(logits(path, ids, threads=2), wanted)
 
 
-@pytest.mark.parametrize("kind", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("kind", ["f32", "f16", "bf16", "q8_0"])
 def test_cpu_is_reference_with_every_cache(tmp_path: Path, kind: str) -> None:
     path, ids = write(tmp_path, "gemma2-odd"), tokens("gemma2-odd", 150)
     for other in ("f16", kind):

@@ -1,10 +1,16 @@
 """The KV cache: pages of 128 positions in one anonymous map a layer, touched only when used.
 
-Layout of a page (K kv heads, D head size rounded up to 64, `t` bytes a number):
+Layout of a page (K kv heads, D head size rounded up to 64, numbers of 4, 2 or 1 bytes):
 
     keys    [K][2][D][64]    transposed in blocks of 64 positions: a dot product walks D with 64 positions
                              side by side, so every score is one chain of fma over d, whatever the batch
     values  [K][128][D]      row by row: the weighted sum walks positions with D side by side
+
+q8_0 is int8 with a float16 scale for 32 dimensions of a head at a position; number = scale * q, exact in float32.
+The scales stand behind the numbers they belong to:
+
+    keys    [K][2] of  int8 [D][64], float16 [D / 32][64]
+    values  [K]    of  int8 [128][D], float16 [128][D / 32]
 
 Both replays, `replay.py` and `reference.py`, read and write this same memory.
 """
@@ -12,6 +18,7 @@ Both replays, `replay.py` and `reference.py`, read and write this same memory.
 from __future__ import annotations
 
 import mmap
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,7 +29,27 @@ from gemmafile.model.config import ModelConfig
 KEY_BLOCK = 64
 """Positions in one transposed block of keys."""
 
-CACHE_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
+Q8_0_BLOCK = 32
+"""Dimensions that share a scale."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheType:
+    """How a number is stored: its bytes, its NumPy type, bytes of scales a block of Q8_0_BLOCK numbers has."""
+
+    n_bytes: int
+    dtype: type[np.generic]
+    scale_bytes: int = 0
+
+    def size(self, numbers: int) -> int:
+        """Bytes of so many numbers, a multiple of Q8_0_BLOCK, and their scales."""
+        return self.n_bytes * numbers + self.scale_bytes * (numbers // Q8_0_BLOCK)
+
+
+CACHE_TYPES = {
+    "f32": CacheType(4, np.float32), "f16": CacheType(2, np.float16), "bf16": CacheType(2, np.uint16),
+    "q8_0": CacheType(1, np.int8, 2),
+}  # fmt: skip
 
 
 def padded(head_dim: int) -> int:
@@ -53,21 +80,35 @@ def round_bf16(x: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(x), ((bits >> 16) | 0x40).astype(np.uint16), rounded)
 
 
+def quantize_q8_0(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """float32[..., D] -> int8[..., D], float16[..., D / 32], D a multiple of 32.
+
+    scale = float16(max|x| / 127), q = rint(x / scale) held within [-127, 127]; q = 0 where the scale is 0 or not
+    finite. An infinity or a NaN in a block makes its scale, and so all its numbers, infinite or NaN.
+    """
+    blocks = x.reshape(*x.shape[:-1], -1, Q8_0_BLOCK)
+    scales = (np.max(np.abs(blocks), axis=-1) / np.float32(127)).astype(np.float16)
+    wide = scales.astype(np.float32)[..., None]
+    usable = np.isfinite(wide) & (wide != 0)
+    q = np.where(usable, np.rint(blocks / np.where(usable, wide, np.float32(1))), np.float32(0))
+    return np.clip(q, -127, 127).astype(np.int8).reshape(x.shape), scales
+
+
 class KVCache:
     """Keys and values of every layer, in `n_pages` pages.
 
-    `keys[layer]`    [n_pages, K, 2, Dp, 64]   of float32, float16 or uint16 (bf16)
-    `values[layer]`  [n_pages, K, 128, Dp]
+    `keys[layer]`    [n_pages, K, 2, Dp, 64]   of float32, float16, uint16 (bf16); q8_0: uint8 [n_pages, K, 2, bytes]
+    `values[layer]`  [n_pages, K, 128, Dp]; q8_0: uint8 [n_pages, K, bytes]
     """
 
     def __init__(self, config: ModelConfig, n_pages: int, kind_k: str = "f16", kind_v: str = "f16"):
         self.config, self.n_pages, self.kind_k, self.kind_v = config, n_pages, kind_k, kind_v
         self.width = padded(config.head_dim)
         k, d = config.n_kv_heads, self.width
-        shape_k, shape_v = (n_pages, k, PAGE // KEY_BLOCK, d, KEY_BLOCK), (n_pages, k, PAGE, d)
+        lead_k, lead_v = (n_pages, k, PAGE // KEY_BLOCK), (n_pages, k)
         try:
-            self.keys = [_anonymous(shape_k, kind_k) for _ in range(config.n_layers)]
-            self.values = [_anonymous(shape_v, kind_v) for _ in range(config.n_layers)]
+            self.keys = [_anonymous(lead_k, (d, KEY_BLOCK), kind_k) for _ in range(config.n_layers)]
+            self.values = [_anonymous(lead_v, (PAGE, d), kind_v) for _ in range(config.n_layers)]
         except (OSError, OverflowError, MemoryError):
             needed = n_pages * page_bytes(config, kind_k, kind_v) / (1 << 30)
             raise BadSettings(
@@ -90,28 +131,65 @@ class KVCache:
         """Write k, v float32[T, K, D] at `positions` int[T] of the sequence with `page_table` int[P]."""
         d = self.config.head_dim
         pages, inside = page_table[positions // PAGE], positions % PAGE
-        self.keys[layer][pages, :, inside // KEY_BLOCK, :d, inside % KEY_BLOCK] = to_cache(k, self.kind_k)
-        self.values[layer][pages, :, inside, :d] = to_cache(v, self.kind_v)
+        half, column = inside // KEY_BLOCK, inside % KEY_BLOCK
+        if self.kind_k == "q8_0":
+            numbers, scales = self._key_parts(self.keys[layer])
+            numbers[pages, :, half, :, column], scales[pages, :, half, :, column] = quantize_q8_0(self._pad(k))
+        else:
+            self.keys[layer][pages, :, half, :d, column] = to_cache(k, self.kind_k)
+        if self.kind_v == "q8_0":
+            numbers, scales = self._value_parts(self.values[layer])
+            numbers[pages, :, inside], scales[pages, :, inside] = quantize_q8_0(self._pad(v))
+        else:
+            self.values[layer][pages, :, inside, :d] = to_cache(v, self.kind_v)
 
     def load(self, layer: int, page_table: np.ndarray, n_pages: int) -> tuple[np.ndarray, np.ndarray]:
         """The first `n_pages` pages of a sequence as keys, values float32[K, n_pages * 128, D]."""
         pages, d, n_heads = page_table[:n_pages], self.config.head_dim, self.config.n_kv_heads
-        keys = from_cache(self.keys[layer][pages, :, :, :d], self.kind_k)
-        values = from_cache(self.values[layer][pages, :, :, :d], self.kind_v)
+        keys, values = self.keys[layer][pages], self.values[layer][pages]
+        if self.kind_k == "q8_0":
+            numbers, scales = self._key_parts(keys)
+            keys = numbers * np.repeat(scales.astype(np.float32), Q8_0_BLOCK, axis=-2)
+        else:
+            keys = from_cache(keys, self.kind_k)
+        if self.kind_v == "q8_0":
+            numbers, scales = self._value_parts(values)
+            values = numbers * np.repeat(scales.astype(np.float32), Q8_0_BLOCK, axis=-1)
+        else:
+            values = from_cache(values, self.kind_v)
         return (
-            keys.transpose(1, 0, 2, 4, 3).reshape(n_heads, n_pages * PAGE, d),
-            values.transpose(1, 0, 2, 3).reshape(n_heads, n_pages * PAGE, d),
+            keys[..., :d, :].transpose(1, 0, 2, 4, 3).reshape(n_heads, n_pages * PAGE, d),
+            values[..., :d].transpose(1, 0, 2, 3).reshape(n_heads, n_pages * PAGE, d),
         )
+
+    def _key_parts(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Views of q8_0 keys uint8[..., bytes]: int8[..., Dp, 64] and float16[..., Dp / 32, 64]."""
+        return _parts(keys, (self.width, KEY_BLOCK), (self.width // Q8_0_BLOCK, KEY_BLOCK))
+
+    def _value_parts(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Views of q8_0 values uint8[..., bytes]: int8[..., 128, Dp] and float16[..., 128, Dp / 32]."""
+        return _parts(values, (PAGE, self.width), (PAGE, self.width // Q8_0_BLOCK))
+
+    def _pad(self, x: np.ndarray) -> np.ndarray:
+        return np.pad(x, ((0, 0), (0, 0), (0, self.width - self.config.head_dim)))
+
+
+def _parts(array: np.ndarray, shape: tuple[int, int], scale_shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    n, lead = shape[0] * shape[1], array.shape[:-1]
+    numbers, scales = array[..., :n].view(np.int8), array[..., n:].view(np.float16)
+    return numbers.reshape(*lead, *shape), scales.reshape(*lead, *scale_shape)
 
 
 def page_bytes(config: ModelConfig, kind_k: str, kind_v: str) -> int:
     """Bytes of one page over all layers."""
-    numbers = config.n_layers * config.n_kv_heads * PAGE * padded(config.head_dim)
-    return numbers * (CACHE_BYTES[kind_k] + CACHE_BYTES[kind_v])
+    numbers = config.n_kv_heads * PAGE * padded(config.head_dim)
+    return config.n_layers * (CACHE_TYPES[kind_k].size(numbers) + CACHE_TYPES[kind_v].size(numbers))
 
 
-def _anonymous(shape: tuple[int, ...], kind: str) -> np.ndarray:
-    """Zeros that cost no memory until they are touched."""
-    dtype = {"f32": np.float32, "f16": np.float16, "bf16": np.uint16}[kind]
-    n = int(np.prod(shape))
-    return np.frombuffer(mmap.mmap(-1, max(1, n) * np.dtype(dtype).itemsize), dtype, n).reshape(shape)
+def _anonymous(lead: tuple[int, ...], shape: tuple[int, int], kind: str) -> np.ndarray:
+    """Zeros that cost no memory until they are touched: [*lead, *shape], for q8_0 uint8 [*lead, bytes of shape]."""
+    stored = CACHE_TYPES[kind]
+    tail, dtype = (shape, stored.dtype) if not stored.scale_bytes else ((stored.size(shape[0] * shape[1]),), np.uint8)
+    n = int(np.prod(lead + tail))
+    n_bytes = max(1, n) * np.dtype(dtype).itemsize
+    return np.frombuffer(mmap.mmap(-1, n_bytes), dtype, n).reshape(*lead, *tail)

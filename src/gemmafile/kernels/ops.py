@@ -30,15 +30,10 @@ def slots(names: str) -> tuple[int, ...]:
 
 SHARED_BYTES = 1024
 N_ROWS, N_OUTPUTS, N_THREADS, OPS, N_OPS, YIELD = (8 * i for i in range(6))
-OUTPUTS, N_TILES, TILES, SCRATCH, SCRATCH_BYTES, POSITIONS, ROW_TABLES = (8 * i for i in range(6, 13))
-N_ROW_PARTS, N_OUTPUT_PARTS = 104, 112
+OUTPUTS, SCRATCH, SCRATCH_BYTES, POSITIONS, ROW_TABLES = (8 * i for i in range(6, 11))
+N_ROW_PARTS, N_OUTPUT_PARTS = 88, 96
 """Twice N_ROWS and N_OUTPUTS: for operations on rows in two parts."""
 ARRIVED, GENERATION = 512, 576  # the barrier, each on a cache line of its own
-
-TILE_BYTES = 32
-TILE_FIRST, TILE_ROWS, TILE_TABLE, TILE_LAST = 0, 8, 16, 24
-"""A tile of attention: rows of one sequence; TABLE is the address of its page table (int64), LAST the last
-position a row of it sees."""
 
 SPINS = 300  # turns of the spin loop before a waiting thread lets others run
 

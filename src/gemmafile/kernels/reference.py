@@ -36,10 +36,10 @@ from gemmafile.model.tape import (
 )
 from gemmafile.model.weights import ModelWeights, Weight
 
-BLOCK = 64
-"""Positions that attention takes together: one step of the running maximum."""
+SEGMENT = 256
+"""Positions that attention takes together: they have one maximum."""
 
-_CHUNK_NUMBERS = 1 << 18  # held at once for a block's scores, or for the weighted sums
+_CHUNK_NUMBERS = 1 << 18  # held at once for a segment's scores, or for the weighted sums
 
 _ONE, _LOWEST = np.float32(1), np.float32(-1e30)
 _GELU_CUBIC, _GELU_SCALE = np.float32(0.044715), np.float32(-1.5957691216057308)  # the latter -2 sqrt(2 / pi)
@@ -184,11 +184,11 @@ def soft_cap(x: np.ndarray, cap: float) -> np.ndarray:
 def attend(op: Attention, q: np.ndarray, keys: np.ndarray, values: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """Attention of the rows of one sequence.
 
-    q float32[T, H, D] · keys, values float32[K, S, D], S a multiple of 64 · positions int[T], ascending by one
+    q float32[T, H, D] · keys, values float32[K, S, D], S a multiple of 128 · positions int[T], ascending by one
     Returns float32[T, H, D]. Rows are taken in chunks, so that what is held on the way stays in the cache.
     """
     out = np.empty_like(q)
-    n_rows = max(1, _CHUNK_NUMBERS // (op.n_heads * max(BLOCK, op.head_dim)))
+    n_rows = max(1, _CHUNK_NUMBERS // (op.n_heads * max(SEGMENT, op.head_dim)))
     grouped = q.reshape(len(q), op.n_kv_heads, -1, op.head_dim).transpose(1, 2, 0, 3)  # [K, G, T, D]
     for first in range(0, len(q), n_rows):
         rows = slice(first, first + n_rows)
@@ -200,27 +200,49 @@ def attend(op: Attention, q: np.ndarray, keys: np.ndarray, values: np.ndarray, p
 def _attend_chunk(
     op: Attention, q: np.ndarray, keys: np.ndarray, values: np.ndarray, positions: np.ndarray
 ) -> np.ndarray:
-    """q float32[K, G, T, D] -> float32[K, G, T, D], over the blocks of 64 positions that any of the rows sees."""
+    """q float32[K, G, T, D] -> float32[K, G, T, D], over the segments of positions that any of the rows sees."""
     lowest = positions - op.window + 1 if op.window else np.zeros_like(positions)
     m = np.full(q.shape[:3], _LOWEST)
-    l, acc = np.zeros_like(m), np.zeros_like(q)
-    for first in range(max(0, int(lowest[0])) // BLOCK * BLOCK, int(positions[-1]) + 1, BLOCK):
-        block = np.arange(first, first + BLOCK)
-        sees = (block >= lowest[:, None]) & (block <= positions[:, None])  # [T, 64]
-        s = np.where(sees, _scores(op, q, keys[:, block]), np.float32(-np.inf))
-        m_before, m = m, np.maximum(m, s.max(axis=-1))
-        c, p = exp(m_before - m), exp(s - m[..., None])
-        l = fma(l, c, tree((p[..., 0:16] + p[..., 16:32]) + (p[..., 32:48] + p[..., 48:64])))
-        acc = acc * c[..., None]
-        for j in range(BLOCK):
-            added = fma(p[..., j, None], values[:, None, None, first + j], acc)
-            acc = np.where(sees[:, j, None], added, acc)
+    l, acc, started = np.zeros_like(m), np.zeros_like(q), np.zeros(len(positions), bool)
+    n_stored = int(positions[-1]) + 1
+    for first in range(max(0, int(lowest[0])) // SEGMENT * SEGMENT, n_stored, SEGMENT):
+        here = np.arange(first, min(first + SEGMENT, n_stored))
+        sees = (here >= lowest[:, None]) & (here <= positions[:, None])  # [T, positions]
+        sees_any: np.ndarray = np.logical_or.reduce(sees, axis=1)
+        m_here, l_here, acc_here = _attend_segment(op, q, keys[:, here], values[:, here], sees)
+        m_both = np.maximum(m, m_here)
+        old, new = exp(m - m_both), exp(m_here - m_both)
+        joined = sees_any & started
+        l_both, acc_both = fma(l_here, new, l * old), fma(acc_here, new[..., None], acc * old[..., None])
+        m = np.where(joined, m_both, np.where(sees_any, m_here, m))
+        l = np.where(joined, l_both, np.where(sees_any, l_here, l))
+        acc = np.where(joined[:, None], acc_both, np.where(sees_any[:, None], acc_here, acc))
+        started |= sees_any
     return acc * (_ONE / l)[..., None]
 
 
+def _attend_segment(
+    op: Attention, q: np.ndarray, keys: np.ndarray, values: np.ndarray, sees: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One segment by itself: keys, values float32[K, n, D], sees bool[T, n]. Maximum and sum of the weights
+    float32[K, G, T], sums of the values float32[K, G, T, D]."""
+    s = np.where(sees, _scores(op, q, keys), np.float32(-np.inf))
+    m = np.maximum(_LOWEST, s.max(axis=-1))
+    p = exp(s - m[..., None])
+    lanes = np.zeros((*m.shape, LANES), np.float32)
+    for i in range(0, p.shape[-1], LANES):
+        part = p[..., i : i + LANES]
+        lanes[..., : part.shape[-1]] += part
+    acc = np.zeros_like(q)
+    for j in range(p.shape[-1]):
+        added = fma(p[..., j, None], values[:, None, None, j], acc)
+        acc = np.where(sees[:, j, None], added, acc)
+    return m, tree(lanes), acc
+
+
 def _scores(op: Attention, q: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """q float32[K, G, T, D], keys float32[K, 64, D] -> float32[K, G, T, 64], scaled and capped."""
-    s = np.zeros((*q.shape[:3], BLOCK), np.float32)
+    """q float32[K, G, T, D], keys float32[K, n, D] -> float32[K, G, T, n], scaled and capped."""
+    s = np.zeros((*q.shape[:3], keys.shape[1]), np.float32)
     for d in range(op.head_dim):
         s = fma(q[..., d, None], keys[:, None, None, :, d], s)
     s = s * np.float32(op.scale)

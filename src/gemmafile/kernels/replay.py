@@ -16,6 +16,7 @@ import numpy as np
 from gemmafile.kernels import (
     amx,
     attention,
+    attention_store,
     packing,
     pointwise,
     quads,
@@ -25,6 +26,7 @@ from gemmafile.kernels import (
     superblocks_amx,
 )
 from gemmafile.kernels.arena import Arena, aligned_bytes
+from gemmafile.kernels.attention_tasks import AttentionTasks
 from gemmafile.kernels.backend import Trace
 from gemmafile.kernels.cache import KVCache
 from gemmafile.kernels.compile import Kernels
@@ -38,7 +40,6 @@ from gemmafile.kernels.ops import (
     N_ROW_PARTS,
     N_ROWS,
     N_THREADS,
-    N_TILES,
     NEXT,
     OP_BYTES,
     OPS,
@@ -49,8 +50,6 @@ from gemmafile.kernels.ops import (
     SCRATCH,
     SCRATCH_BYTES,
     SHARED_BYTES,
-    TILE_BYTES,
-    TILES,
     YIELD,
     float_bits,
 )  # fmt: skip
@@ -136,10 +135,12 @@ class CpuReplay:
             kind: aligned_bytes(size) for kind, size in _packed_sizes(tape, allocated_tokens(max_rows)).items()
         }
         self._rotations: dict[Rope, Rotation] = {}
+        windows = [op.window for op in tape.ops if isinstance(op, Attention)]
+        self._attention_tasks = AttentionTasks(cache, windows, max_rows)
         self._embed = next(op for op in tape.ops if isinstance(op, Embed))
         self._records = [record for op in tape.ops for record in self._records_of(op)]
         self._logits = writes(tape.ops[-1])[0]
-        self._kernels = Kernels(_kernel_names(self._records), say)
+        self._kernels = Kernels(_kernel_names(self._records) | self._attention_tasks.all_kernels, say)
         self._programs: dict[tuple[int, ...], Program] = {}
         self._allocate_pass(max(threads, threads_batch))
         self._team = Team(max(threads, threads_batch), self._kernels["threads.walk"])
@@ -182,23 +183,11 @@ class CpuReplay:
         self._tables = tables  # alive for the length of the pass
         addresses = tables.ctypes.data + tables.strides[0] * np.arange(len(tables), dtype=np.int64)
         self._row_tables[:n] = addresses[batch.sequences]
-        self._fill_tiles(batch)
+        self._attention_tasks.fill(batch, self._row_tables, self._threads if n == 1 else self._threads_batch)
         for rotation in self._rotations.values():
             cos, sin = rotary_table(rotation.inv_freq, batch.positions)
             rotation.cos[:n], rotation.sin[:n] = cos, sin
         self._embed_tokens(batch)
-
-    def _fill_tiles(self, batch: Batch) -> None:
-        """Cut the runs of each sequence into tiles of attention."""
-        size = attention.tile_tokens(self.config.n_heads // self.config.n_kv_heads)
-        count = 0
-        for first, length in batch.runs():
-            for start in range(first, first + length, size):
-                rows = min(size, first + length - start)
-                last = int(batch.positions[start + rows - 1])
-                self._tiles[count] = (start, rows, self._row_tables[start], last)
-                count += 1
-        self._shared[N_TILES // 8] = count
 
     def _embed_tokens(self, batch: Batch) -> None:
         table = self._embed.table
@@ -211,15 +200,15 @@ class CpuReplay:
         self._shared = aligned_bytes(SHARED_BYTES).view(np.int64)
         self._shared_address = self._shared.ctypes.data
         self._positions, self._outputs = np.zeros(n, np.int32), np.zeros(n, np.int32)
-        self._row_tables, self._tiles = np.zeros(n, np.int64), np.zeros((n, TILE_BYTES // 8), np.int64)
+        self._row_tables = np.zeros(n, np.int64)
         group = self.config.n_heads // self.config.n_kv_heads
         products = (superblocks, quads, superblocks_amx, quads_amx)
-        needs = (attention.scratch_bytes(group), *(module.SCRATCH_NEEDED for module in products))
+        needs = (attention.scratch_bytes(group, self.cache.width), *(module.SCRATCH_NEEDED for module in products))
         scratch = -(-max(needs) // 4096) * 4096 + 128  # threads' scratch not at the same place in their pages
         self._scratch = aligned_bytes(scratch * threads)
         values = {
             YIELD: yield_address(), OUTPUTS: self._outputs.ctypes.data,
-            TILES: self._tiles.ctypes.data, SCRATCH: self._scratch.ctypes.data, SCRATCH_BYTES: scratch,
+            SCRATCH: self._scratch.ctypes.data, SCRATCH_BYTES: scratch,
             POSITIONS: self._positions.ctypes.data, ROW_TABLES: self._row_tables.ctypes.data,
         }  # fmt: skip
         for at, value in values.items():
@@ -228,17 +217,20 @@ class CpuReplay:
     def _program(self, n_rows: int, n_outputs: int) -> Program:
         counts = {N_ROWS: n_rows, N_OUTPUTS: n_outputs, N_ROW_PARTS: 2 * n_rows, N_OUTPUT_PARTS: 2 * n_outputs}
         sizes = {rows: size_class(n) for rows, n in counts.items()}
-        key = tuple(sizes.values())
+        tiles = self._attention_tasks.kernels(n_rows)
+        key = (*sizes.values(), len(tiles))
         if key not in self._programs:
-            self._programs[key] = self._choose_kernels(sizes)
+            self._programs[key] = self._choose_kernels(sizes, tiles)
         return self._programs[key]
 
-    def _choose_kernels(self, sizes: dict[int, int]) -> Program:
-        """The records with the kernels for these size classes."""
+    def _choose_kernels(self, sizes: dict[int, int], tiles: dict[int, str]) -> Program:
+        """The records with the kernels for these size classes; `tiles` are those that attention calls."""
         ops = aligned_bytes(OP_BYTES * len(self._records)).view(np.int64).reshape(-1, OP_BYTES // 8)
         program = Program(ops)
         # Those of a single row too: it comes next, and one wait is better than two.
-        self._kernels.prepare(r.kernel_for(size) for r in self._records for size in (0, sizes[r.rows]))
+        names = {r.kernel_for(size) for r in self._records for size in (0, sizes[r.rows])}
+        self._kernels.prepare(names | set(tiles.values()))
+        self._attention_tasks.set_kernels({at: self._kernels[name] for at, name in tiles.items()})
         first = 0
         for i, record in enumerate(self._records):
             kernel = record.kernel_for(sizes[record.rows])
@@ -360,25 +352,29 @@ class CpuReplay:
         return Record(product.matvec, fields, several=product.matmul, many=many)
 
     def _attention(self, op: Attention) -> list[Record]:
-        a, cache, arena = attention, self.cache, self._arena
+        a, cache, arena, tasks = attention, self.cache, self._arena, self._attention_tasks
         keys, values = cache.keys[op.layer], cache.values[op.layer]
-        common = {
-            a.KEYS: keys.ctypes.data, a.VALUES: values.ctypes.data, a.KEY_PAGE: keys.strides[0],
-            a.VALUE_PAGE: values.strides[0], a.KEY_HEAD: keys.strides[1], a.VALUE_HEAD: values.strides[1],
-            a.N_KV: op.n_kv_heads, a.HEAD_DIM: op.head_dim, a.WIDTH: cache.width,
-        }  # fmt: skip
-        store = common | {
-            a.K: arena.address(op.k), a.K_STRIDE: arena.stride(op.k), a.V: arena.address(op.v),
-            a.V_STRIDE: arena.stride(op.v),
-        }  # fmt: skip
-        attend = common | {
-            a.Q: arena.address(op.q), a.Q_STRIDE: arena.stride(op.q), a.OUT: arena.address(op.out),
-            a.OUT_STRIDE: arena.stride(op.out), a.GROUP: op.n_heads // op.n_kv_heads, a.SCALE: float_bits(op.scale),
-            a.WINDOW: op.window, a.CAP: float_bits(op.softcap),
+        attend = {
+            a.KEYS: keys.ctypes.data, a.VALUES: values.ctypes.data, a.Q: arena.address(op.q),
+            a.Q_STRIDE: arena.stride(op.q), a.OUT: arena.address(op.out), a.OUT_STRIDE: arena.stride(op.out),
+            a.SCALE: float_bits(op.scale), a.WINDOW: op.window, a.CAP: float_bits(op.softcap),
             a.INVERSE_CAP: float_bits(float(np.float32(1.0 / op.softcap)) if op.softcap else 0.0),
+            a.TASKS: tasks.lists[op.window], a.SHAPE: tasks.shape,
         }  # fmt: skip
-        kinds = f"{cache.kind_k}_{cache.kind_v}"
-        return [Record(f"attention.store_{kinds}", store), Record(f"attention.attend_{kinds}", attend)]
+        stores = [self._store(op.k, keys, cache.kind_k, is_keys=True)]
+        stores.append(self._store(op.v, values, cache.kind_v, is_keys=False))
+        stores[0].barrier = False
+        return [*stores, Record("attention.attend", attend)]
+
+    def _store(self, x: Value, target: np.ndarray, kind: str, *, is_keys: bool) -> Record:
+        a, config = attention_store, self.config
+        fields = {
+            a.X: self._arena.address(x), a.X_STRIDE: self._arena.stride(x), a.TARGET: target.ctypes.data,
+            a.PAGE_BYTES: target.strides[0], a.HEAD_BYTES: target.strides[1],
+            a.BLOCK_BYTES: target.strides[2] if is_keys else 0, a.N_KV: config.n_kv_heads,
+            a.HEAD_DIM: config.head_dim, a.WIDTH: self.cache.width, a.IS_KEYS: int(is_keys),
+        }  # fmt: skip
+        return Record(f"attention_store.{kind}", fields)
 
     def close(self) -> None:
         self._team.close()

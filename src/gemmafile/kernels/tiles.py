@@ -1,9 +1,8 @@
 """Register tiles: blocks of accumulators that stay in registers, as tuples of vectors.
 
 A tile is a UniTuple of vectors; its loops are unrolled here, in Python, while the intrinsic is built, so that LLVM
-sees plain registers. Three kinds:
+sees plain registers. Two kinds (that of attention is in `outer_tiles.py`):
 
-    OuterTile   4 rows x 64 columns of float32, for attention: c += a[row] * b[columns]
     WeightTile  32 weight rows x n tokens, lanes are weight rows, for the integer formats
     DotTile     weight rows x tokens, lanes run along K, for the float formats
 
@@ -56,62 +55,6 @@ def _at(b: Any, base: Any, *terms: Any) -> Any:
 
 def _times(b: Any, stride: Any, n: int) -> Any:
     return b.mul(stride, ir.Constant(I64, n))
-
-
-class OuterTile:
-    """4 rows x 64 columns of float32 sums of outer products.
-
-    rows of `a` lie `A_STRIDE` bytes apart; `b` gives 64 numbers of `kind` (f32, f16, bf16)
-    """
-
-    ROWS, COLUMNS = 4, 64
-
-    def __init__(self, a_stride: int, c_stride: int, kind: str):
-        n = self.ROWS * 4
-        tile = types.UniTuple(vec("f32", 16), n)
-
-        def b_vector(b: Any, at: Any, i: int) -> Any:
-            if kind == "f32":
-                return load_at(b, at, _FLOATS, 64 * i)
-            half = load_at(b, at, ir.VectorType(I16, 16), 32 * i)
-            return emit.half_to_f32(b, half) if kind == "f16" else emit.bf16_to_f32(b, half)
-
-        def step(b: Any, acc: Any, a: Any, row: Any) -> Any:
-            acc = split(b, acc)
-            columns = [b_vector(b, row, i) for i in range(4)]
-            for r in range(self.ROWS):
-                one = splat(b, load_at(b, a, F32, r * a_stride), 16)
-                for i in range(4):
-                    acc[4 * r + i] = emit.fma_f32(b, one, columns[i], acc[4 * r + i])
-            return join(b, acc)
-
-        def step_where(b: Any, acc: Any, a: Any, row: Any, rows: Any) -> Any:
-            kept, added = split(b, acc), split(b, step(b, acc, a, row))
-            for r in range(self.ROWS):
-                wanted = b.icmp_signed("!=", b.and_(rows, ir.Constant(I64, 1 << r)), ir.Constant(I64, 0))
-                for i in range(4 * r, 4 * r + 4):
-                    added[i] = b.select(wanted, added[i], kept[i])
-            return join(b, added)
-
-        def load(b: Any, c: Any, factors: Any) -> Any:
-            vectors = []
-            for r in range(self.ROWS):
-                factor = splat(b, load_at(b, factors, F32, 4 * r), 16)
-                vectors += [b.fmul(load_at(b, c, _FLOATS, r * c_stride + 64 * i), factor) for i in range(4)]
-            return join(b, vectors)
-
-        def store(b: Any, acc: Any, c: Any, stride: int) -> None:
-            for i, v in enumerate(split(b, acc)):
-                store_at(b, v, c, (i // 4) * stride + 64 * (i % 4))
-
-        self.zero = make(tile, [], lambda b: join(b, [emit.splat_constant(_FLOATS, 0.0)] * n))
-        self.step = make(tile, [tile, address, address], step)
-        """step(tile, a, b): tile[r][c] = fma(a[r], b[c], tile[r][c])"""
-        self.step_where = make(tile, [tile, address, address, types.int64], step_where)
-        """the same for the rows r whose bit r is set in the last argument; the others stay as they are"""
-        self.load_scaled = make(tile, [address, address], load)
-        """load_scaled(c, factors): tile[r][c] = c[r][c] * factors[r]"""
-        self.store = make(void, [tile, address], lambda b, t, c: store(b, t, c, c_stride))
 
 
 class WeightTile:

@@ -1,0 +1,243 @@
+"""The inner loops of attention, one kernel for each kind of cached number: `attention_tiles.f16` and so on.
+
+A kernel is told what to do by the number it gets as its third argument, and where by a list of int64 at its first:
+
+    SCORES   scores of all rows with a block of 64 keys
+    SUMS     weighted values of a block, added to all rows' sums
+    WIDEN_KEYS, WIDEN_VALUES   a block as float32, for many rows: converted once, then read by `attention_tiles.f32`
+
+Rows are taken in register tiles of at most 6, by their lanes' columns: 64 positions of a score, 64 dimensions of a
+sum. Every score is one chain of fma over the head's dimensions and every sum one over the positions, so neither the
+size of a tile nor the width of a vector changes a bit. Layout of blocks: `cache.py`; order of sums: docs/numerics.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from gemmafile.kernels.cache import CACHE_TYPES, Q8_0_BLOCK
+
+BLOCK = 64
+"""Positions of a block."""
+SEGMENT = 256
+"""Positions that have one maximum; segments begin at multiples of it."""
+MAX_HEAD_DIM = 512
+QUERY_STRIDE = 4 * MAX_HEAD_DIM + 64  # not a multiple of 4096: rows would fall on the same cache lines
+SCORE_STRIDE = 4 * SEGMENT + 64
+
+_SLOTS = "DATA SCALES N_ROWS FIRST HEAD_DIM WIDTH STRIDE QUERIES WEIGHTS RESULTS LOW HIGH TARGET AHEAD"
+DATA, SCALES, N_ROWS, FIRST, HEAD_DIM, WIDTH, STRIDE, QUERIES, WEIGHTS, RESULTS, LOW, HIGH, TARGET, AHEAD = (
+    8 * i for i in range(len(_SLOTS.split()))
+)
+"""Arguments: the block and its scales; rows; the block's first position in its segment; head size, and as stored;
+bytes from value to value; float32 queries, scores or weights [256], and sums of each row; int32 LOW and HIGH of each
+row: it sees the positions LOW <= p < HIGH of the segment, both ascending from row to row; where to widen to; and
+for a few rows, how far ahead of this block the next one lies, to be fetched meanwhile."""
+ARGUMENT_BYTES = 8 * len(_SLOTS.split())
+
+SCORES, SUMS, WIDEN_KEYS, WIDEN_VALUES = range(4)
+
+
+def kernels() -> dict[str, Callable[..., None]]:
+    return {kind: _make(kind) for kind in CACHE_TYPES}
+
+
+def _make(kind: str) -> Callable[..., None]:
+    from gemmafile.kernels import simd
+    from gemmafile.kernels.outer_tiles import FEW_TILES, MANY_TILES
+
+    load, load_i32 = simd.load_i64, simd.load_i32
+    most, some, one = MANY_TILES if kind == "f32" else FEW_TILES
+    run_tile = _chain([(rows, *_make_tile(rows, kind)) for rows in (most, some, one)])
+    widen_keys, widen_values = _make_wideners(kind)
+
+    @simd.device
+    def pick_rows(left):
+        """Rows of the next tile: the largest that the rows left fill."""
+        if left >= most:
+            return most
+        return some if left >= some else one
+
+    def tile_kernel(arguments, shared, what):
+        """See the module's head."""
+        if what == WIDEN_KEYS:
+            widen_keys(load(arguments + DATA), load(arguments + SCALES), load(arguments + TARGET),
+                       load(arguments + HEAD_DIM))  # fmt: skip
+            return
+        if what == WIDEN_VALUES:
+            widen_values(load(arguments + DATA), load(arguments + SCALES), load(arguments + TARGET),
+                         load(arguments + WIDTH))  # fmt: skip
+            return
+        n, r, first = load(arguments + N_ROWS), 0, load(arguments + FIRST)
+        while r < n:
+            rows = pick_rows(n - r)
+            low, high = load(arguments + LOW) + 4 * r, load(arguments + HIGH) + 4 * r
+            begin, end = max(0, load_i32(low) - first), min(BLOCK, load_i32(high + 4 * (rows - 1)) - first)
+            if begin < end:
+                # All rows of the tile see [all_begin, all_end); what lies on either side is added row by row.
+                all_begin = min(end, max(begin, load_i32(low + 4 * (rows - 1)) - first))
+                all_end = max(all_begin, min(end, load_i32(high) - first))
+                step, last_step = 0, 0
+                if what == SUMS and (begin < all_begin or all_end < end):
+                    step, last_step = -rows, rows
+                while step <= last_step:
+                    if step == 0:
+                        run_tile(arguments, what, r, rows, all_begin, all_end)
+                    else:
+                        i = step + rows if step < 0 else step - 1
+                        from_, to = load_i32(low + 4 * i) - first, load_i32(high + 4 * i) - first
+                        if step < 0:
+                            from_, to = max(0, from_), min(all_begin, to)
+                        else:
+                            from_, to = max(all_end, from_), min(BLOCK, to)
+                        if from_ < to:
+                            run_tile(arguments, what, r + i, 1, from_, to)
+                    step += 1
+            r += rows
+
+    return tile_kernel
+
+
+def _chain(tiles: list[tuple[int, Any, Any]]) -> Any:
+    """run_tile(arguments, what, r, n, begin, end): the tile of n rows from r on; SUMS of positions [begin, end)."""
+    from gemmafile.kernels import simd
+
+    rows, scores, sums = tiles[0]
+    load = simd.load_i64
+    smaller = _chain(tiles[1:]) if len(tiles) > 1 else None
+
+    @simd.device
+    def run_here(arguments, what, r, begin, end):
+        weights = load(arguments + WEIGHTS) + r * SCORE_STRIDE + 4 * load(arguments + FIRST)
+        if what == SCORES:
+            scores(load(arguments + QUERIES) + r * QUERY_STRIDE, load(arguments + DATA), load(arguments + SCALES),
+                   weights, load(arguments + HEAD_DIM), load(arguments + AHEAD))  # fmt: skip
+        else:
+            sums(weights, load(arguments + DATA), load(arguments + SCALES),
+                 load(arguments + RESULTS) + r * QUERY_STRIDE, load(arguments + STRIDE), load(arguments + WIDTH),
+                 begin, end, load(arguments + AHEAD))  # fmt: skip
+
+    if smaller is None:
+
+        @simd.device
+        def run_last(arguments, what, r, n, begin, end):
+            run_here(arguments, what, r, begin, end)
+
+        return run_last
+
+    @simd.device
+    def run_tile(arguments, what, r, n, begin, end):
+        if n == rows:
+            run_here(arguments, what, r, begin, end)
+        else:
+            smaller(arguments, what, r, n, begin, end)
+
+    return run_tile
+
+
+def _make_tile(rows: int, kind: str) -> tuple[Any, Any]:
+    """scores and sums of one register tile and one block."""
+    from gemmafile.kernels import simd
+    from gemmafile.kernels.outer_tiles import OuterTile
+
+    size = CACHE_TYPES[kind].n_bytes
+    scaled, few = kind == "q8_0", kind != "f32"
+    for_scores, for_sums = (
+        OuterTile(rows, QUERY_STRIDE, SCORE_STRIDE, kind),
+        OuterTile(rows, SCORE_STRIDE, QUERY_STRIDE, kind),
+    )
+    columns = for_scores.columns
+    prefetch = simd.prefetcher(size * columns)
+    zero, load_tile, key_scales = for_scores.zero, for_sums.load, for_scores.key_scales
+    store_scores, store_sums = for_scores.store, for_sums.store
+    step_score, step_scaled = for_scores.step, for_scores.step_scaled
+    step_sum, step_scales = for_sums.step, for_sums.step_scales
+
+    @simd.device
+    def scores(queries, keys, scales, out, head_dim, ahead):
+        c = 0
+        while c < BLOCK:
+            acc = zero()
+            at, key = queries, keys + size * c
+            if scaled:
+                scale, left = scales + 2 * c, head_dim
+                while left > 0:
+                    vectors = key_scales(scale)
+                    for _ in range(min(left, Q8_0_BLOCK)):
+                        acc = step_scaled(acc, at, key, vectors)
+                        prefetch(key + ahead)
+                        at += 4
+                        key += size * BLOCK
+                    scale += 2 * BLOCK
+                    left -= Q8_0_BLOCK
+            else:
+                for _ in range(head_dim):
+                    acc = step_score(acc, at, key)
+                    if few:
+                        prefetch(key + ahead)
+                    at += 4
+                    key += size * BLOCK
+            store_scores(acc, out + 4 * c)
+            c += columns
+
+    @simd.device
+    def sums(weights, values, scales, out, stride, width, begin, end, ahead):
+        scale_stride = 2 * (width >> 5)
+        c = 0
+        while c < width:
+            acc = load_tile(out + 4 * c)
+            at, value = weights + 4 * begin, values + size * c + stride * begin
+            scale = scales + 2 * (c >> 5) + scale_stride * begin
+            for _ in range(begin, end):
+                if scaled:
+                    acc = step_scales(acc, at, value, scale)
+                    scale += scale_stride
+                else:
+                    acc = step_sum(acc, at, value)
+                if few:
+                    prefetch(value + ahead)
+                at += 4
+                value += stride
+            store_sums(acc, out + 4 * c)
+            c += columns
+
+    return scores, sums
+
+
+def _make_wideners(kind: str) -> tuple[Any, Any]:
+    from gemmafile.kernels import simd
+    from gemmafile.kernels.emit import address, make, splat, vec
+    from gemmafile.kernels.outer_tiles import load_numbers, load_one_half
+
+    size, scaled = CACHE_TYPES[kind].n_bytes, kind == "q8_0"
+    floats = vec("f32", 16)
+    load_16 = make(floats, [address], lambda b, at: load_numbers(b, at, kind, 16, 0))
+    load_scales = make(floats, [address], lambda b, at: load_numbers(b, at, "f16", 16, 0))
+    splat_scale = make(floats, [address], lambda b, at: splat(b, load_one_half(b, at, 0), 16))
+    store = simd.store_f32x16
+
+    @simd.device
+    def widen_keys(keys, scales, target, head_dim):
+        """[head_dim][64]"""
+        for d in range(head_dim):
+            for i in range(BLOCK // 16):
+                numbers = load_16(keys + size * 16 * i)
+                if scaled:
+                    numbers = numbers * load_scales(scales + 2 * (BLOCK * (d >> 5) + 16 * i))
+                store(target + 64 * i, numbers)
+            keys += size * BLOCK
+            target += 4 * BLOCK
+
+    @simd.device
+    def widen_values(values, scales, target, width):
+        """[64][width]"""
+        for i in range((BLOCK // 16) * width):
+            numbers = load_16(values)
+            if scaled:
+                numbers = numbers * splat_scale(scales + 2 * (i >> 1))
+            store(target, numbers)
+            values += size * 16
+            target += 64
+
+    return widen_keys, widen_values
