@@ -16,7 +16,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "src" / "gemmafile"
 
-ORDER = ("files", "overrides", "model", "kernels", "text", "engine", "completion", "model_api", "bench", "cli")
+ORDER = ("files", "pack", "overrides", "model", "kernels", "text", "engine", "completion", "model_api", "bench", "cli")
 """A part may import itself and the parts before it."""
 
 FREE = {"errors", "settings", "progress"}

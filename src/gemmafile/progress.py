@@ -32,6 +32,7 @@ class Progress:
 
     `total`  how many steps (or bytes) there are; None: unknown
     `bytes`  amounts are bytes and shown in MB
+    `rate`   say how many MB a second
     `quiet`  show nothing (the caller's --quiet, --log-disable ...)
     """
 
@@ -41,10 +42,11 @@ class Progress:
         total: int | None = None,
         *,
         bytes: bool = False,
+        rate: bool = False,
         quiet: bool = False,
         stream: TextIO | None = None,
     ):
-        self.label, self.total, self.bytes, self.quiet = label, total, bytes, quiet
+        self.label, self.total, self.bytes, self.rate, self.quiet = label, total, bytes, rate, quiet
         self.stream = stream if stream is not None else sys.stderr
         self.done = 0
         self._note = ""
@@ -87,9 +89,10 @@ class Progress:
     def _count(self) -> str:
         scale, unit = (1e6, " MB") if self.bytes else (1, "")
         done = f"{self.done / scale:.0f}"
+        speed = f" {self.done / scale / max(time.monotonic() - self._start_s, 1e-3):.0f}{unit}/s" if self.rate else ""
         if not self.total:
-            return f"{done}{unit}"
-        return f"{done}/{self.total / scale:.0f}{unit} ({100 * self.done // self.total}%)"
+            return f"{done}{unit}{speed}"
+        return f"{done}/{self.total / scale:.0f}{unit} ({100 * self.done // self.total}%){speed}"
 
     def _show_when_due(self) -> None:
         now_s = time.monotonic()

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
@@ -21,6 +22,11 @@ COMMANDS = {
     "inspect": ("gemmafile.cli.inspect", "what a model file holds"),
     "bench": ("gemmafile.cli.bench", "how fast a model runs here, beside the machine's limits"),
     "kernels": ("gemmafile.cli.kernels", "machine code: what there is, and compiling it for other CPUs"),
+    "pack": ("gemmafile.cli.pack", "a model, its engine and its licences as one executable file"),
+    "edit": ("gemmafile.cli.edit", "change a packed file in place: arguments, card, licence, engine"),
+    "verify": ("gemmafile.cli.verify", "is a packed file whole, and who signed it"),
+    "extract": ("gemmafile.cli.extract", "the plain GGUF back out of a packed file"),
+    "doctor": ("gemmafile.cli.doctor", "what runs on this machine, and what to do about what does not"),
     "perplexity": ("gemmafile.cli.perplexity", "how well a model predicts a text"),
 }
 
@@ -33,9 +39,14 @@ NO_MEMORY = "out of memory: give a smaller context (-c), or a smaller model"
 def main(arguments: list[str] | None = None) -> int:
     """Run a command line; returns the exit code."""
     words = sys.argv[1:] if arguments is None else arguments
+    return guarded(lambda: run_command(words), lambda: words)
+
+
+def guarded(run: Callable[[], int], words: Callable[[], list[str]]) -> int:
+    """The exit code of `run`, every error turned into one line."""
     open_closed_streams()
     try:
-        code = run_command(words)
+        code = run()
         sys.stdout.flush()
         return code
     except GemmafileError as error:
@@ -50,7 +61,22 @@ def main(arguments: list[str] | None = None) -> int:
         discard(sys.stdout)
         return fail_of_system(error)
     except Exception as error:
-        return fail_unexpectedly(error, words)
+        return fail_unexpectedly(error, words())
+
+
+def main_of_packed(path: str, make: Callable[[], list[str] | str]) -> int:
+    """Run what a packed file was asked for: `make` gives the words of a command, or a text to be shown."""
+    made: list[list[str]] = []
+
+    def run() -> int:
+        wanted = make()
+        if isinstance(wanted, str):
+            sys.stdout.write(wanted)
+            return 0
+        made.append(wanted)
+        return run_command(wanted)
+
+    return guarded(run, lambda: made[0] if made else [])
 
 
 def run_command(words: list[str]) -> int:
@@ -84,7 +110,12 @@ def call(module_name: str, command: str, words: list[str]) -> int:
 
     parser = Parser(prog=f"gemmafile {command}", description=COMMANDS[command][1], allow_abbrev=False)
     module.add_arguments(parser)
-    return int(module.main(parser.parse_args(words)))
+    trailing = None
+    if hasattr(module, "split_args"):
+        words, trailing = module.split_args(words)
+    args = parser.parse_args(words)
+    args.trailing = trailing
+    return int(module.main(args))
 
 
 def overview() -> str:

@@ -1,0 +1,116 @@
+"""A packed file as a program: called by its boot code with the words behind the file's name.
+
+On itself: --inspect, --verify, --license, --card, --extract DIR, --version, --doctor. Everything else is
+`gemmafile run` with the file's own weights and default arguments.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+OWN = {
+    "--inspect": ("inspect", "what is in this file"),
+    "--verify": ("verify", "is every byte as it was packed"),
+    "--extract": ("extract", "DIR: the plain GGUF back out"),
+    "--doctor": ("doctor", "what runs on this machine"),
+    "--license": ("license", "the licences of the weights and of the engine"),
+    "--licence": ("license", ""),
+    "--card": ("card", "the model card"),
+    "--model-card": ("card", ""),
+    "--version": ("version", "versions of file, engine and Python"),
+}
+"""Flags that are about the file itself: flag -> (what is done, in words)"""
+
+
+def main(path: str, index: dict[str, Any], words: list[str], cache: str, folder: str) -> int:
+    """Runs the file's own command line; returns the exit code."""
+    os.environ.setdefault("GEMMAFILE_CACHE", cache)
+    start = Path(sys.executable or "").with_name("python3")
+    if start.parent.name == "bin" and start.exists():
+        sys.executable = str(start)  # a script that finds the loader: children start anywhere, as we did
+    from gemmafile.cli import main as command_line
+
+    own = next((word for word in words if word in OWN), None)
+    if own is None:
+        return command_line.main_of_packed(path, lambda: run_words(path, index, words))
+    rest = [word for word in words if word != own]
+    action = OWN[own][0]
+    if action in ("inspect", "verify", "extract", "doctor"):
+        return command_line.main_of_packed(path, lambda: [action, path, *rest])
+    show: dict[str, Callable[[str, dict[str, Any]], str]] = {"license": licences, "card": card, "version": version}
+    return command_line.main_of_packed(path, lambda: show[action](path, index))
+
+
+def run_words(path: str, index: dict[str, Any], words: list[str]) -> list[str]:
+    """The words of `gemmafile run` for what the user typed: with the file's default arguments and its own weights."""
+    raw = read_part(path, index, ".args")
+    lines = [line.removesuffix("\r") for line in raw.decode().splitlines() if line.strip()] if raw is not None else []
+    words = merge_args(lines, words)
+    first = ["run", "-m", path]
+    system = read_part(path, index, "system-prompt.txt")
+    if system is not None and not {"-sys", "--system-prompt", "-sysf", "--system-prompt-file", "-spf"} & set(words):
+        first += ["--system-prompt", system.decode()]
+    return [*first, *words]
+
+
+def merge_args(lines: list[str], words: list[str]) -> list[str]:
+    """A file's default arguments and the user's, by llamafile's rule.
+
+    Where there is a line `...`, the user's words take its place; where there is none, the file's arguments count
+    only when the user gave none.
+    """
+    if "..." in lines:
+        at = lines.index("...")
+        return [*lines[:at], *words, *(line for line in lines[at + 1 :] if line != "...")]
+    return words or lines
+
+
+def read_part(path: str, index: dict[str, Any], name: str) -> bytes | None:
+    """A small member, if it is what the index says. Raises BadFile."""
+    import hashlib
+
+    from gemmafile.errors import BadFile
+
+    if name not in index["members"]:
+        return None
+    offset, size, digest = index["members"][name]
+    with open(path, "rb") as file:
+        file.seek(offset)
+        raw = file.read(size)
+    if hashlib.sha256(raw).hexdigest() != digest:
+        raise BadFile(path, f"{name} is not what was packed: the file is damaged")
+    return raw
+
+
+def licences(path: str, index: dict[str, Any]) -> str:
+    parts = []
+    for name, title in (
+        ("NOTICE", "Notice"),
+        ("LICENSE", "Licence of the weights"),
+        ("LICENSE.gemmafile", "Licence of the engine"),
+    ):
+        raw = read_part(path, index, name)
+        if raw is not None:
+            parts.append(f"=== {title} ({name})\n\n{raw.decode().rstrip()}\n")
+        elif name == "LICENSE":
+            link = index["card"].get("license_link") or "the file does not say: ask whoever packed it"
+            parts.append(f"=== {title}\n\n{link}\n")
+    return "\n".join(parts)
+
+
+def card(path: str, index: dict[str, Any]) -> str:
+    raw = read_part(path, index, "README.md")
+    return raw.decode() if raw is not None else "there is no model card in this file\n"
+
+
+def version(path: str, index: dict[str, Any]) -> str:
+    import platform
+
+    from gemmafile import __version__
+
+    own = f"{platform.python_version()} from {sys.prefix}"
+    return f"{Path(path).name}\npacked by {index['tool']}\nengine gemmafile {__version__}\nPython {own}\n"

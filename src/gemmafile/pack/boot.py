@@ -1,0 +1,145 @@
+# The boot code of a packed file: the first Python that runs, by any Python from 3.11 on, without site-packages.
+# The head has checked its hash. It checks the index, finds the unpacked packages or has them unpacked, and starts the
+# program. Given: f the open file, I = (offset, bytes, SHA-256) of the index, sys.argv = ['-c', FILE, CACHE, words...]
+import json
+import os
+import stat
+
+while f.fileno() < 3:  # a standard stream was closed: its number must not become ours
+    f = os.fdopen(os.dup(f.fileno()), "rb")
+SELF, CACHE, WORDS = sys.argv[1], sys.argv[2], sys.argv[3:]
+sha256 = __import__("_sha2" if sys.version_info >= (3, 12) else "_sha256").sha256
+PRIVATE = "--private" in WORDS
+
+
+def die(message, code=1):
+    try:
+        sys.stderr.write("gemmafile: " + message + "\n")
+    except (AttributeError, OSError):
+        pass
+    sys.exit(code)
+
+
+def read(offset, size, digest, what):
+    """A part of the file, if it is what the index says."""
+    f.seek(offset)
+    raw = f.read(size)
+    if sha256(raw).hexdigest() != digest:
+        die("%s is damaged: %s is not what was packed" % (SELF, what))
+    return raw
+
+
+def platform_name():
+    machine = os.uname().machine if hasattr(os, "uname") else os.environ.get("PROCESSOR_ARCHITECTURE", "")
+    machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(machine.lower(), machine.lower())
+    system = {"win32": "windows", "darwin": "macos"}.get(sys.platform, sys.platform.rstrip("0123456789"))
+    return "%s-%s-cp%d%d" % (system, machine, sys.version_info[0], sys.version_info[1])
+
+
+def is_ours(path):
+    """A folder of our own that nobody else may write, in a place where nobody else may rename it."""
+    if not hasattr(os, "getuid"):
+        return os.path.isdir(path)
+    try:
+        own, above = os.lstat(path), os.stat(os.path.join(path, ".."))
+    except OSError:
+        return False
+    open_above = above.st_mode & 0o002 and not above.st_mode & stat.S_ISVTX
+    return stat.S_ISDIR(own.st_mode) and own.st_uid == os.getuid() and not own.st_mode & 0o022 and not open_above
+
+
+def caches():
+    """Folders to unpack into, the best first."""
+    if CACHE:
+        yield CACHE
+    home = os.path.expanduser("~")
+    places = [os.environ.get("GEMMAFILE_CACHE")]
+    if sys.platform == "win32":
+        places.append(os.path.join(os.environ.get("LOCALAPPDATA") or home, "gemmafile", "Cache"))
+    elif os.path.isabs(home):
+        base = os.path.join(home, "Library/Caches" if sys.platform == "darwin" else ".cache")
+        places.append(os.path.join(os.environ.get("XDG_CACHE_HOME") or base, "gemmafile"))
+    if hasattr(os, "getuid"):
+        for base in (os.environ.get("TMPDIR") or "/tmp", "/var/tmp", "/dev/shm"):
+            places.append(os.path.join(base, "gemmafile-%d" % os.getuid()))
+    for place in places:
+        if place and os.path.isabs(place) and place != CACHE:
+            yield place
+
+
+def walk(folder, prefix=""):
+    """(name, stat) of all files below a folder."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = prefix + entry.name
+            if entry.is_dir(follow_symlinks=False):
+                yield from walk(entry.path, name + "/")
+            else:
+                yield name, entry.stat(follow_symlinks=False)
+
+
+def mark(status):
+    """What changes when a file does: nobody sets the time of change back without being root."""
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def is_whole(folder):
+    """Is every file as it was when it was unpacked and checked? Bytecode that came later is dropped."""
+    try:
+        with open(folder + "/seal.json", "rb") as seal:
+            sealed = json.loads(seal.read())
+        for name, status in walk(folder):
+            if sealed.pop(name, None) != mark(status) and name not in ("seal.json", "used"):
+                if "__pycache__/" not in name or PRIVATE:
+                    return False
+                os.unlink(os.path.join(folder, name))
+        return not any("__pycache__/" not in name for name in sealed)
+    except (OSError, ValueError):
+        return False
+
+
+def hold(folder):
+    """Keep others from sweeping a folder while this process lives, and say when it was used."""
+    try:
+        held = os.open(folder + "/used", os.O_RDONLY)
+        import fcntl
+
+        fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        if not PRIVATE and os.stat(held).st_mtime < __import__("time").time() - 86400:
+            os.utime(folder + "/used")
+    except (OSError, ImportError):
+        pass
+
+
+INDEX = json.loads(read(*I, "its index"))
+PLATFORM = platform_name()
+ENVIRONMENT = INDEX["environments"].get(PLATFORM)
+if ENVIRONMENT is None:
+    ENVIRONMENT = INDEX["environments"]["any"]
+    import site
+
+    site.main()
+    try:
+        import numpy  # noqa: F401
+    except ImportError:
+        have = ", ".join(sorted(name for name in INDEX["environments"] if name != "any")) or "none"
+        die("this file has no packages for %s (it has: %s), and this Python has no NumPy" % (PLATFORM, have), 127)
+
+NAME = "env-" + ENVIRONMENT["key"]
+for cache in caches():
+    FOLDER = cache + "/" + NAME
+    if os.path.isdir(FOLDER) and is_ours(cache) and is_ours(FOLDER) and is_whole(FOLDER):
+        break
+else:
+    exec(compile(read(*INDEX["unpack"], "its code that unpacks"), "unpack.py", "exec"))
+    cache, FOLDER = unpack()  # noqa: F821
+for held in (FOLDER, os.path.dirname(os.path.dirname(sys.executable or ""))):
+    if os.path.basename(held).startswith(("env-", "rt-")):
+        hold(held)
+sys.path[:0] = [FOLDER]
+sys.argv = [SELF] + WORDS
+if PRIVATE:
+    sys.dont_write_bytecode = True
+from importlib import import_module  # noqa: E402
+
+sys.exit(import_module("gemmafile.cli.packed").main(SELF, INDEX, WORDS, cache, FOLDER))

@@ -1,0 +1,190 @@
+"""The engine confined by the system it runs on: no new files, no connections, no other programs.
+
+Linux, in two steps, both through ctypes:
+
+    confine_files(writable)   Landlock, before threads start: whatever they are, threads made later inherit it
+    confine_calls()           seccomp, once the model is loaded: put on every thread at once (TSYNC)
+
+Landlock leaves all of the file system readable and nothing writable but the paths named; seccomp answers EPERM to
+calls that connect, execute, trace or mount. Other systems have neither: `describe` says so.
+Sources: Linux, Documentation/userspace-api/landlock.rst and seccomp_filter.rst; numbers: asm/unistd_64.h, asm-generic.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import struct
+import sys
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same on every processor
+_NO_NEW_PRIVS, _SET_SECCOMP = 38, 22
+_READING = 1 << 0 | 1 << 2 | 1 << 3  # execute, read files, read folders: seccomp forbids execution of its own
+_ON_FILES = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 14 | 1 << 15
+
+_ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+_SECCOMP = {"x86_64": 317, "aarch64": 277}
+_TSYNC = 1
+
+_X86 = {
+    "connect": 42, "sendto": 44, "sendmsg": 46, "bind": 49, "listen": 50, "execve": 59, "ptrace": 101, "chroot": 161,
+    "mount": 165, "umount2": 166, "swapon": 167, "reboot": 169, "init_module": 175, "delete_module": 176,
+    "kexec_load": 246, "add_key": 248, "request_key": 249, "keyctl": 250, "unshare": 272, "perf_event_open": 298,
+    "open_by_handle_at": 304, "setns": 308, "sendmmsg": 307, "process_vm_readv": 310, "process_vm_writev": 311,
+    "finit_module": 313, "kexec_file_load": 320, "bpf": 321, "execveat": 322, "userfaultfd": 323,
+    "io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427, "pidfd_getfd": 438, "pidfd_open": 434,
+    "socket": 41, "socketpair": 53,
+}  # fmt: skip
+_ARM = {
+    "connect": 203, "sendto": 206, "sendmsg": 211, "bind": 200, "listen": 201, "execve": 221, "ptrace": 117,
+    "chroot": 51, "mount": 40, "umount2": 39, "swapon": 224, "reboot": 142, "init_module": 105, "delete_module": 106,
+    "kexec_load": 104, "add_key": 217, "request_key": 218, "keyctl": 219, "unshare": 97, "perf_event_open": 241,
+    "open_by_handle_at": 265, "setns": 268, "sendmmsg": 269, "process_vm_readv": 270, "process_vm_writev": 271,
+    "finit_module": 273, "kexec_file_load": 294, "bpf": 280, "execveat": 281, "userfaultfd": 282,
+    "io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427, "pidfd_getfd": 438, "pidfd_open": 434,
+    "socket": 198, "socketpair": 199,
+}  # fmt: skip
+_CALLS = {"x86_64": _X86, "aarch64": _ARM}
+_OF_SERVERS = frozenset({"sendto", "sendmsg", "sendmmsg", "bind", "listen"})
+"""What a server needs on sockets that it has; it may still not connect, nor make others of its own."""
+
+
+@cache
+def _libc() -> Any:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def landlock_version() -> int:
+    """0 where there is no Landlock."""
+    if not sys.platform.startswith("linux"):
+        return 0
+    version: int = _libc().syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_int(1))
+    return max(0, version)
+
+
+def has_seccomp() -> bool:
+    return sys.platform.startswith("linux") and platform.machine() in _ARCHITECTURES
+
+
+def describe() -> str:
+    """What can be confined on this system, in words."""
+    if not sys.platform.startswith("linux"):
+        return f"none: {platform.system()} has no confinement that this engine knows"
+    version = landlock_version()
+    files = (
+        f"files by Landlock (version {version})" if version else "no Landlock in this kernel: files are not confined"
+    )
+    if not has_seccomp():
+        return f"{files}; no seccomp filter for {platform.machine()}"
+    return f"{files}; connections and programs by seccomp"
+
+
+def confine_files(writable: Sequence[Path]) -> str:
+    """No writes and no new files but below `writable`, for this thread and all that it starts; no TCP either.
+
+    Returns what is confined, in words. Raises OSError where the system has Landlock and refuses.
+    """
+    version = landlock_version()
+    if version == 0:
+        return "files are not confined: this system has no Landlock"
+    handled = (1 << {1: 13, 2: 14}.get(version, 15 if version < 5 else 16)) - 1
+    network = 3 if version >= 4 else 0
+    scoped = 3 if version >= 6 else 0
+    attributes = struct.pack("<QQQ", handled, network, scoped)[: 8 if version < 4 else 16 if version < 6 else 24]
+    ruleset = _call(_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), 0)
+    try:
+        _allow(ruleset, Path("/"), _READING & handled)
+        for path in writable:
+            _allow(ruleset, path, handled)
+        for name in ("/dev/null", "/dev/tty", "/dev/stdout", "/dev/stderr"):
+            _allow(ruleset, Path(name), handled)
+        _no_new_privileges()
+        _call(_RESTRICT_SELF, ctypes.c_int(ruleset), 0)
+    finally:
+        os.close(ruleset)
+    shown = ", ".join(map(str, writable)) or "nowhere"
+    return (
+        f"writes: {shown} only (Landlock {version}); TCP: none"
+        if network
+        else f"writes: {shown} only (Landlock {version})"
+    )
+
+
+def _allow(ruleset: int, path: Path, access: int) -> None:
+    try:
+        handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        if not path.is_dir():
+            access &= _ON_FILES
+        rule = struct.pack("<Qi", access, handle)
+        _call(_ADD_RULE, ctypes.c_int(ruleset), 1, rule, 0)
+    finally:
+        os.close(handle)
+
+
+def _call(number: int, *arguments: Any) -> int:
+    result: int = _libc().syscall(ctypes.c_long(number), *arguments)
+    if result < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"the system refused to confine: {os.strerror(error)}")
+    return result
+
+
+def _no_new_privileges() -> None:
+    if _libc().prctl(_NO_NEW_PRIVS, ctypes.c_ulong(1), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)):
+        raise OSError(ctypes.get_errno(), "the system refused no_new_privs")
+
+
+def confine_calls(*, is_server: bool = False) -> str:
+    """EPERM for calls that connect, execute, trace or mount, on every thread of this process, for good.
+
+    is_server  sockets that exist go on listening and answering
+    Returns what is confined, in words. Raises OSError where the system refuses.
+    """
+    if not has_seccomp():
+        return "connections and programs are not confined: there is no filter for this system"
+    machine = platform.machine()
+    denied = sorted(n for name, n in _CALLS[machine].items() if not (is_server and name in _OF_SERVERS))
+    program = _filter(_ARCHITECTURES[machine], denied, machine == "x86_64")
+    buffer = ctypes.create_string_buffer(program)
+    head = struct.pack("<HxxxxxxQ", len(program) // 8, ctypes.addressof(buffer))
+    _no_new_privileges()
+    result = _call(_SECCOMP[machine], ctypes.c_uint(1), ctypes.c_uint(_TSYNC), head)
+    if result > 0:
+        raise OSError(0, f"thread {result} could not be confined")
+    return f"no connections, no other programs (seccomp on {n_threads()} threads)"
+
+
+def n_threads() -> int:
+    try:
+        return len(os.listdir("/proc/self/task"))
+    except OSError:
+        return 0
+
+
+_LOAD, _JUMP_EQUAL, _JUMP_AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
+_ALLOW, _KILL, _EPERM = 0x7FFF0000, 0x80000000, 0x00050001
+_X32 = 0x40000000
+
+
+def _filter(architecture: int, denied: Sequence[int], has_x32: bool) -> bytes:
+    """The filter's program: 8 bytes an instruction (code, jump if true, jump if false, operand)."""
+    rows: list[tuple[int, int, int, int]] = [
+        (_LOAD, 0, 0, 4),
+        (_JUMP_EQUAL, 1, 0, architecture),
+        (_RETURN, 0, 0, _KILL),
+        (_LOAD, 0, 0, 0),
+    ]
+    if has_x32:
+        rows += [(_JUMP_AT_LEAST, 0, 1, _X32), (_RETURN, 0, 0, _EPERM)]
+    for number in denied:
+        rows += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, _EPERM)]
+    rows.append((_RETURN, 0, 0, _ALLOW))
+    return b"".join(struct.pack("<HBBI", *row) for row in rows)

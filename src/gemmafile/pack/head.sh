@@ -1,0 +1,12 @@
+#!/bin/sh
+:<<"::CMD"
+@CMD@
+::CMD
+# A model, its engine and its licences in one file. What it is: sh FILE --inspect. Is it whole: sh FILE --verify.
+# Behind this page: more of this script, the boot code, and an ordinary ZIP archive (unzip -l FILE).
+self=$0
+case $self in /*) ;; *) self=$PWD/$self ;; esac
+py="@PYTHON@"
+eval "$(head -c @SCRIPT_END@ "$self" | tail -c @SCRIPT_BYTES@)"
+echo "gemmafile: $self is cut or damaged" >&2
+exit 126

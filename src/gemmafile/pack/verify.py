@@ -1,0 +1,307 @@
+"""Is a packed file what it was? Every byte is held against the manifest, and the manifest against its signature.
+
+Every byte means: page 0 and the slot in use, each member with its header, the chunks of the weights, the central
+directory, and the zeros between them. The first damage is named by member, and in weights by tensor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from gemmafile.errors import BadFile
+from gemmafile.files.archive import Entry, data_offset, find_directory
+from gemmafile.pack.hashing import BLOCK_BYTES, blocks_of
+from gemmafile.pack.layout import (
+    CHUNK_BYTES,
+    HEAD_BYTES,
+    MANIFEST,
+    PUBLIC_KEY,
+    SIGNATURE,
+    SLOT_BYTES,
+    SLOTS,
+    Member,
+    directory,
+    gaps,
+    local_header,
+)
+from gemmafile.pack.manifest import MAX_BYTES, Manifest, WeightsEntry, head_digest
+
+
+@dataclass(frozen=True)
+class Damage:
+    """`member` that is damaged · `what` of it, with the tensor where there is one · `offset` in the file"""
+
+    member: str
+    what: str
+    offset: int
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A packed file whose manifest was found. `raw` the manifest's bytes · `signature`, `public_key` or None
+    `own` the manifest and its signature as members · `listed` names in the central directory
+    `unfinished` an edit was cut short: what it had begun is not part of this edition"""
+
+    manifest: Manifest
+    raw: bytes
+    signature: bytes | None
+    public_key: bytes | None
+    own: list[Member]
+    unfinished: bool
+    listed: list[str]
+
+
+def is_packed(path: Path) -> bool:
+    """Is this a file of our own making? (Any other archive has no manifest that could be checked.)"""
+    try:
+        with path.open("rb") as file:
+            return file.read(2) == b"#!" and find_manifest(path, file) is not None
+    except (OSError, BadFile):
+        return False
+
+
+def find_manifest(path: Path, file: BinaryIO) -> list[Entry] | None:
+    """The directory's entries, where a manifest is among them. Raises BadFile."""
+    found = find_directory(path, file)
+    if found is None or not any(e.name == MANIFEST for e in found.entries):
+        return None
+    return found.entries
+
+
+def read_manifest(path: Path) -> Checked:
+    """The manifest that belongs to the head. Raises BadFile where there is none that could be believed."""
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        head = file.read(HEAD_BYTES)
+        entries = None
+        try:
+            entries = find_manifest(path, file)
+        except BadFile as error:
+            raise BadFile(path, f"central directory: {error.what}") from None
+        if entries is None:
+            raise BadFile(path, "has no manifest: it was not packed by gemmafile, or its end is cut or damaged")
+        place = _manifest_of_head(path, file, head) or _place(path, file, entries, MANIFEST)
+        raw = _read(path, file, *place)
+        manifest = Manifest.from_bytes(path, raw)
+        index = read_index(file, head)
+        signed = (
+            [(m[0], m[1]) for m in index["signed"]]
+            if index is not None
+            else [_place(path, file, entries, n) for n in (SIGNATURE, PUBLIC_KEY) if any(e.name == n for e in entries)]
+        )
+        own = [Member(MANIFEST, len(raw), place[0], zlib.crc32(raw))]
+        parts: list[bytes | None] = [None, None]
+        for i, (name, (offset, length)) in enumerate(zip((SIGNATURE, PUBLIC_KEY), signed, strict=False)):
+            part = _read(path, file, offset, min(length, 1 << 16))
+            parts[i] = part
+            own.append(Member(name, length, offset, zlib.crc32(part)))
+        listed = [e.name for e in entries]
+        fits = find_order(file, [*own, *manifest.members], size) is not None
+        cut_short = size > manifest.size or (
+            not fits and bool(manifest.before) and _end_digest(file) == manifest.before
+        )
+    return Checked(manifest, raw, parts[0], parts[1], own, cut_short, listed)
+
+
+def _manifest_of_head(path: Path, file: BinaryIO, head: bytes) -> tuple[int, int] | None:
+    """(offset, bytes) of the manifest as the index says that page 0 names; None where page 0 cannot be read."""
+    index = read_index(file, head)
+    return (index["manifest"][0], index["manifest"][1]) if index is not None else None
+
+
+def read_index(file: BinaryIO, head: bytes) -> dict | None:  # type: ignore[type-arg]
+    """The index that page 0 names, if it is whole."""
+    import json
+    import re
+
+    match = re.search(rb"I=\((\d+),(\d+),'([0-9a-f]{64})'\)", head[:4096])
+    if match is None or int(match[2]) > MAX_BYTES:
+        return None
+    file.seek(int(match[1]))
+    raw = file.read(int(match[2]))
+    if hashlib.sha256(raw).hexdigest() != match[3].decode():
+        return None
+    try:
+        index = json.loads(raw)
+        offset, size = index["manifest"]
+        return index if isinstance(offset, int) and isinstance(size, int) and 0 < size <= MAX_BYTES else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _place(path: Path, file: BinaryIO, entries: list[Entry], name: str) -> tuple[int, int]:
+    entry = next(e for e in entries if e.name == name)
+    if not entry.is_stored or entry.n_bytes > MAX_BYTES:
+        raise BadFile(path, f"{name} is not stored as it should be")
+    return data_offset(path, file, entry), entry.n_bytes
+
+
+def _read(path: Path, file: BinaryIO, offset: int, size: int) -> bytes:
+    file.seek(offset)
+    raw = file.read(size)
+    if len(raw) != size:
+        raise BadFile(path, "is cut: its manifest is not all there")
+    return raw
+
+
+def find_damage(path: Path, checked: Checked, on_bytes: Callable[[int], None], threads: int = 0) -> list[Damage]:
+    """Everything that is not as the manifest says, in the order of the file. Raises OSError."""
+    manifest = checked.manifest
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        found = [*_check_head(file, checked), *_check_rest(file, checked, size)]
+        jobs: list[Callable[[], list[Damage]]] = []
+        trees = {w.name: w for w in manifest.weights}
+        for member in manifest.members:
+            if member.name in trees:
+                jobs += _weights_jobs(file, member, trees[member.name], on_bytes)
+            else:
+                jobs.append(_member_job(file, member, manifest.digests[member.name], on_bytes))
+        with ThreadPoolExecutor(threads or _n_cores()) as pool:
+            for damages in pool.map(lambda job: job(), jobs):
+                found += damages
+    return sorted(found, key=lambda damage: damage.offset)
+
+
+def _n_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check_head(file: BinaryIO, checked: Checked) -> list[Damage]:
+    manifest = checked.manifest
+    file.seek(0)
+    head = file.read(HEAD_BYTES)
+    found = []
+    if head_digest(head, manifest.slot) != manifest.head:
+        found.append(Damage("head", "the first 64 KiB are not what was packed", 0))
+    other = SLOTS[1 - manifest.slot]
+    spare = head[other : other + SLOT_BYTES]
+    if not manifest.left_over and not checked.unfinished and spare != b"\n" * SLOT_BYTES:
+        found.append(Damage("head", "its spare slot is not empty", other))
+    return found
+
+
+def _check_rest(file: BinaryIO, checked: Checked, size: int) -> list[Damage]:
+    """Headers, the directory, and the zeros between members."""
+    manifest = checked.manifest
+    found = []
+    members = [*checked.own, *manifest.members]
+    for member in members:
+        file.seek(max(0, member.header_offset))
+        if file.read(member.header_bytes) != local_header(member):
+            found.append(Damage(member.name, "its ZIP header is damaged", member.header_offset))
+    end = size if checked.unfinished else manifest.size
+    if size < manifest.size or (size > manifest.size and not checked.unfinished):
+        found.append(Damage("file", f"has {size:,} bytes, expected {manifest.size:,}", min(size, manifest.size)))
+    start = end
+    if checked.unfinished:
+        start = min(manifest.directory, end)
+    elif find_order(file, members, end) is None:
+        found.append(Damage("central directory", "is damaged, or lists other members", end - 22))
+    else:
+        start = end - len(directory(members, end))
+    unused = manifest.left_over
+    for offset, length in gaps(members, HEAD_BYTES, min(start, end)):
+        for piece_at, piece in _outside(offset, length, unused):
+            at = _first_nonzero(file, piece_at, piece)
+            if at is not None:
+                found.append(Damage("file", "bytes between members are not zero", at))
+                break
+    return found
+
+
+def find_order(file: BinaryIO, members: list[Member], end: int) -> list[Member] | None:
+    """The members in the order of the directory that the file ends with, if it is theirs to the byte."""
+    by_name = {m.name: m for m in members}
+    try:
+        found = find_directory("", file)
+        listed = [by_name[e.name] for e in found.entries] if found is not None else []
+    except (BadFile, KeyError):
+        return None
+    raw = directory(listed, end)
+    file.seek(max(0, end - len(raw)))
+    return listed if len(listed) == len(members) and file.read(len(raw)) == raw else None
+
+
+def _end_digest(file: BinaryIO) -> str:
+    """SHA-256 of the central directory that the file ends with."""
+    found = find_directory("", file)
+    assert found is not None
+    file.seek(found.start)
+    return hashlib.sha256(file.read()).hexdigest()
+
+
+def _outside(offset: int, length: int, areas: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The parts of a region that lie in none of some areas."""
+    pieces = [(offset, offset + length)]
+    for start, size in areas:
+        cut = []
+        for a, b in pieces:
+            cut += [(a, min(b, start)), (max(a, start + size), b)]
+        pieces = [(a, b) for a, b in cut if a < b]
+    return [(a, b - a) for a, b in pieces]
+
+
+def _first_nonzero(file: BinaryIO, offset: int, length: int) -> int | None:
+    done = 0
+    for block in blocks_of(file, offset, length):
+        raw = bytes(block)
+        if raw.count(0) != len(raw):
+            return offset + done + next(i for i, byte in enumerate(raw) if byte)
+        done += len(raw)
+    return None
+
+
+def _member_job(
+    file: BinaryIO, member: Member, digest: str, on_bytes: Callable[[int], None]
+) -> Callable[[], list[Damage]]:
+    def check() -> list[Damage]:
+        if _digest(file, member.offset, member.size, on_bytes) == digest:
+            return []
+        return [Damage(member.name, "is not what was packed", member.offset)]
+
+    return check
+
+
+def _weights_jobs(
+    file: BinaryIO, member: Member, entry: WeightsEntry, on_bytes: Callable[[int], None]
+) -> list[Callable[[], list[Damage]]]:
+    def check(number: int) -> list[Damage]:
+        start = number * CHUNK_BYTES
+        size = min(CHUNK_BYTES, member.size - start)
+        if _digest(file, member.offset + start, size, on_bytes) == entry.chunks[number]:
+            return []
+        return [Damage(member.name, _describe_chunk(entry, start, size), member.offset + start)]
+
+    return [lambda number=number: check(number) for number in range(len(entry.chunks))]  # type: ignore[misc]
+
+
+def _describe_chunk(entry: WeightsEntry, start: int, size: int) -> str:
+    inside = [name for name, offset, n in entry.tensors if offset < start + size and offset + n > start]
+    first = min((offset for _, offset, _ in entry.tensors), default=0)
+    parts = (["its header"] if start < first else []) + inside[:1]
+    more = f" and {len(inside) - 1} more tensors" if len(inside) > 1 else ""
+    where = " or ".join(parts) or "no tensor"
+    return f"damaged in bytes {start:,} to {start + size:,}: {where}{more}"
+
+
+def _digest(file: BinaryIO, offset: int, size: int, on_bytes: Callable[[int], None]) -> str:
+    """Of a region; blocks are small, so that threads share the cache."""
+    digest = hashlib.sha256()
+    done = 0
+    while done < size:
+        raw = os.pread(file.fileno(), min(BLOCK_BYTES >> 2, size - done), offset + done)
+        if not raw:
+            break
+        digest.update(raw)
+        done += len(raw)
+        on_bytes(len(raw))
+    return digest.hexdigest()
