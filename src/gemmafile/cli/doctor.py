@@ -74,7 +74,8 @@ def examine(path: Path | None) -> dict[str, Any]:
 
 
 def here() -> dict[str, Any]:
-    from gemmafile.engine.engine import free_memory_bytes, physical_cores
+    from gemmafile.engine.engine import physical_cores
+    from gemmafile.files.placement import free_memory_bytes
     from gemmafile.kernels import targets
 
     return {
@@ -151,8 +152,8 @@ def confinement() -> str:
 
 def model_needs(path: Path) -> dict[str, Any]:
     """Bytes of the weights and of the cache for the whole context, beside the memory that is free."""
-    from gemmafile.engine.engine import free_memory_bytes
     from gemmafile.files.open import open_model
+    from gemmafile.files.placement import free_memory_bytes
     from gemmafile.kernels.cache import page_bytes
     from gemmafile.model.batch import PAGE
     from gemmafile.model.config import read_config
