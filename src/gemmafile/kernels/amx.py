@@ -69,10 +69,10 @@ def _is_announced() -> bool:
     """By the features that code is made for."""
     given = os.environ.get("NUMBA_CPU_FEATURES")
     if given is not None:
-        return "+amx-int8" in given.split(",")
+        return {"+amx-int8", "+amx-bf16"} <= set(given.split(","))
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as f:
-            return "amx_int8" in next((line for line in f if line.startswith("flags")), "").split()
+            return {"amx_int8", "amx_bf16"} <= set(next((line for line in f if line.startswith("flags")), "").split())
     except OSError:
         return False
 
@@ -141,6 +141,14 @@ class Tiles:
 
         def code(b: Any) -> None:
             self._call(b, name, [self._number(n) for n in (c, a, b_)])
+
+        return self._emit.make(self._emit.void, [], code)
+
+    def dot_bf16(self, c: int, a: int, b_: int) -> Any:
+        """c[m][n] += the chains of products of the even and of the odd bfloat16 of a[m] and b, each begun at zero."""
+
+        def code(b: Any) -> None:
+            self._call(b, "tdpbf16ps", [self._number(n) for n in (c, a, b_)])
 
         return self._emit.make(self._emit.void, [], code)
 

@@ -1,10 +1,10 @@
-"""Matrix kernels of F32, F16 and BF16: 16 lanes along K, straight from the file's bytes.
+"""Matrix kernels of F32 and F16: 16 lanes along K, straight from the file's bytes.
 
     matvec  1 to 3 tokens, 4 rows at a time
-    matmul  more: 64 rows x 1024 columns (BF16: 2048) stay in the second-level cache while all tokens pass by,
+    matmul  more: 64 rows x 1024 columns stay in the second-level cache while all tokens pass by,
             4 rows x 6 tokens in registers
 
-Order of the sums: docs/numerics.md. F32 and F16 read activations as float32 rows, BF16 packed by `packing.py`.
+Order of the sums: docs/numerics.md. Activations are read as float32 rows.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gemmafile.kernels.packing import TOKEN_TILE
 from gemmafile.kernels.streams import COLUMNS, OUT, OUT_STRIDE, PACKED, PACKED_STRIDE, ROW_BYTES, WEIGHTS, N
 
 CHUNK_STEPS = 64
-SIZES = {"f32": (16, 4, 4), "f16": (16, 2, 4), "bf16": (32, 2, 2)}
+SIZES = {"f32": (16, 4, 4), "f16": (16, 2, 4)}
 """Columns in a step, bytes of a weight, bytes of an activation."""
 
 

@@ -19,7 +19,9 @@ from gemmafile.kernels.cache import from_cache
 from gemmafile.kernels.float32 import LANES, fma, tree
 
 CHUNK_STEPS = 64
-"""Steps of the 16 lanes after which they are joined and begin at zero again: 1024 columns, 2048 of BF16."""
+"""Steps of the 16 lanes after which they are joined and begin at zero again."""
+BF16_STEPS = 8
+"""The same for the 16 lanes of pairs of BF16."""
 
 _CHUNK_LANES = 1 << 17  # of all rows computed at once: what is made on the way stays in the cache
 
@@ -77,7 +79,7 @@ class BF16:
             return _flush(self.dequantize(data))
 
         rounded = _flush(from_cache(self.quantize_activations(x), "bf16"))
-        return _multiply_lanes(rounded, rows, read, 2 * LANES, _add_pairs)
+        return _multiply_pairs(rounded, rows, read)
 
 
 def _multiply_lanes(
@@ -104,6 +106,27 @@ def _sum_chunk(w: np.ndarray, x: np.ndarray, columns: int, step: Step) -> np.nda
     for i in range(0, x.shape[1], columns):
         acc = step(w[:, None, i : i + columns], x[:, i : i + columns], acc)
     return tree(acc)
+
+
+def _multiply_pairs(x: np.ndarray, rows: np.ndarray, read: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """x float32[T, K] times rows, in chunks whose lanes are added one after the other: float32[T, N]."""
+    chunk = BF16_STEPS * 2 * LANES
+    padding = ((0, 0), (0, -x.shape[1] % chunk))
+    x = np.pad(x, padding)
+    out = np.empty((len(x), len(rows)), np.float32)
+    n_rows = max(1, _CHUNK_LANES // (LANES * max(1, len(x))))
+    for first in range(0, len(rows), n_rows):
+        w = np.pad(read(rows[first : first + n_rows]), padding)
+        total = np.zeros((len(w), len(x)), np.float32)
+        for start in range(0, x.shape[1], chunk):
+            acc = np.zeros((*total.shape, LANES), np.float32)
+            for i in range(start, start + chunk, 2 * LANES):
+                acc = _add_pairs(w[:, None, i : i + 2 * LANES], x[:, i : i + 2 * LANES], acc)
+            for lane in range(LANES):
+                with np.errstate(over="ignore", invalid="ignore"):
+                    total = _flush(total + acc[..., lane])
+        out[:, first : first + n_rows] = total.T
+    return out
 
 
 def _add_pairs(w: np.ndarray, x: np.ndarray, acc: np.ndarray) -> np.ndarray:

@@ -16,12 +16,17 @@ tokens side by side:
     byte 160-175  d times the sum of q, float32[4]
 A quad past the end of a row holds zeros. "int8_32_many", for the matrix unit, has q block by block, int8[4][32].
 
-"bf16": rows of bfloat16. Exactly what `quantize_activations` of a format states; twins in `activations.py`.
+"bf16": rows of bfloat16, filled up with zeros to a multiple of 256 columns. "bf16_many", for the matrix unit, has
+1024 bytes for 256 columns of a token, all tokens side by side: [16 lanes][16], a number in four bytes, those of a lane
+in the order of its chain (`bf16.py`).
+
+Exactly what `quantize_activations` of a format states; twins in `activations.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from gemmafile.kernels.ops import NEXT, ROWS, slots
 
@@ -29,6 +34,7 @@ X, X_STRIDE, PACKED, COLUMNS = slots("X X_STRIDE PACKED COLUMNS")
 
 SUPER_BYTES, SUPER_MINUS_SUMS, SUPER_SUMS_32, SUPER_D, SUPER_SUMS_16 = 384, 256, 320, 336, 352
 QUAD_BYTES, QUAD_D, QUAD_MINUS_SUMS, QUAD_D_SUMS = 192, 128, 144, 160
+BF16_CHUNK, BF16_MANY_BYTES = 256, 1024
 TOKEN_TILE = 6
 """Tokens a matrix product takes at a time; buffers of activations and results have room for whole tiles."""
 
@@ -43,18 +49,18 @@ def allocated_tokens(n: int) -> int:
 
 
 def packed_bytes(kind: str, columns: int, tokens: int) -> int:
-    """Bytes that a buffer for packed activations needs."""
+    """Bytes that a buffer for packed activations needs, for the matrix unit or not."""
     if kind == "int8_256":
         return columns // 256 * SUPER_BYTES * allocated_tokens(tokens)
     if kind.startswith("int8_32"):
         return -(-columns // 128) * QUAD_BYTES * allocated_tokens(tokens)
-    return 2 * columns * allocated_tokens(tokens) + 64
+    return -(-columns // BF16_CHUNK) * BF16_MANY_BYTES * allocated_tokens(tokens)
 
 
 def kernels() -> dict[str, Callable[..., None]]:
     from numba.core import types
 
-    from gemmafile.kernels import simd
+    from gemmafile.kernels import emit, simd
     from gemmafile.kernels.rounding import larger, quantized, scale_and_d
 
     f32 = types.float32
@@ -64,6 +70,8 @@ def kernels() -> dict[str, Callable[..., None]]:
     max_lanes, sum_lanes, sum_ints = simd.max_f32x16, simd.sum_f32x16, simd.sum_i32x16
     to_bytes, quotient, remainder = simd.i32_to_i8x16, simd.quotient, simd.remainder
     store_bf16 = simd.store_bf16x16
+    f32x16 = emit.vec("f32", 16)
+    scatter = emit.make(emit.void, [emit.address, f32x16, f32x16], _scatter_pairs)
 
     @simd.device
     def padded(tokens):
@@ -133,22 +141,47 @@ def kernels() -> dict[str, Callable[..., None]]:
                     store_i32(out + QUAD_MINUS_SUMS + 4 * j, types.int32(-total))
                     store_f32(out + QUAD_D_SUMS + 4 * j, d * f32(total))
 
-    def bf16(op, shared, thread):
-        columns = load(op + COLUMNS)
-        tokens = load(shared + load(op + ROWS))
-        while True:
-            row = atomic_add(op + NEXT, 1)
-            if row >= tokens:
-                return
-            x, out = load(op + X) + row * load(op + X_STRIDE), load(op + PACKED) + 2 * row * columns
-            i = 0
-            while i + 16 <= columns:
-                store_bf16(out + 2 * i, load_v(x + 4 * i))
-                i += 16
-            while i < columns:
-                simd_store_bf16(out + 2 * i, simd_load_f32(x + 4 * i))
-                i += 1
+    def make_bf16(for_unit):
+        """Every number in two bytes, or in four in the order of the chains."""
 
-    simd_store_bf16, simd_load_f32 = simd.store_bf16, simd.load_f32
+        @simd.device
+        def row_bytes(n_chunks):
+            return BF16_MANY_BYTES if for_unit else 2 * BF16_CHUNK * n_chunks
+
+        def bf16(op, shared, thread):
+            columns = load(op + COLUMNS)
+            n_chunks = quotient(columns + BF16_CHUNK - 1, BF16_CHUNK)
+            tokens = load(shared + load(op + ROWS))
+            while True:
+                row = atomic_add(op + NEXT, 1)
+                if row >= tokens:
+                    return
+                x, out = load(op + X) + row * load(op + X_STRIDE), load(op + PACKED) + row * row_bytes(n_chunks)
+                for step in range(8 * n_chunks):
+                    v0 = load_part(x + 128 * step, columns - 32 * step)
+                    v1 = load_part(x + 128 * step + 64, columns - 32 * step - 16)
+                    if for_unit:
+                        scatter(out + (step >> 3) * padded(tokens) * BF16_MANY_BYTES + 8 * (step & 7), v0, v1)
+                    else:
+                        store_bf16(out + 64 * step, v0)
+                        store_bf16(out + 64 * step + 32, v1)
+
+        return bf16
+
     int8_32, int8_32_many = make_int8_32(16, 64), make_int8_32(32, 16)
-    return {"int8_256": int8_256, "int8_32": int8_32, "int8_32_many": int8_32_many, "bf16": bf16}
+    return {
+        "int8_256": int8_256, "int8_32": int8_32, "int8_32_many": int8_32_many,
+        "bf16": make_bf16(False), "bf16_many": make_bf16(True),
+    }  # fmt: skip
+
+
+def _scatter_pairs(b: Any, out: Any, low: Any, high: Any) -> None:
+    """32 columns: of pair i the odd number, then the even one, as two dwords at out + 64 i."""
+    import llvmlite.ir as ir
+
+    from gemmafile.kernels import emit
+
+    words = emit.shuffle(b, emit.f32_to_bf16(b, low), emit.f32_to_bf16(b, high), range(32))
+    wide = b.zext(words, ir.VectorType(emit.I32, 32))
+    for i in range(16):
+        emit.store_at(b, emit.shuffle(b, wide, wide, [2 * i + 1, 2 * i]), out, 64 * i)

@@ -34,8 +34,9 @@ PRODUCTS = {
     }.items()
     for name in names
 } | {
-    name: Product(f"dots.{name.lower()}_matvec", f"dots.{name.lower()}_matmul", "bf16" if name == "BF16" else None)
-    for name in ("F32", "F16", "BF16")
+    "BF16": Product("bf16.matvec", "bf16.matmul", "bf16", "bf16.matmul_amx", "bf16_many"),
+    "F16": Product("dots.f16_matvec", "dots.f16_matmul", None),
+    "F32": Product("dots.f32_matvec", "dots.f32_matmul", None),
 }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from gemmafile.kernels import (
     amx,
     attention,
     attention_store,
+    bf16,
     packing,
     pointwise,
     quads,
@@ -202,7 +203,7 @@ class CpuReplay:
         self._positions, self._outputs = np.zeros(n, np.int32), np.zeros(n, np.int32)
         self._row_tables = np.zeros(n, np.int64)
         group = self.config.n_heads // self.config.n_kv_heads
-        products = (superblocks, quads, superblocks_amx, quads_amx)
+        products = (superblocks, quads, superblocks_amx, quads_amx, bf16)
         needs = (attention.scratch_bytes(group, self.cache.width), *(module.SCRATCH_NEEDED for module in products))
         scratch = -(-max(needs) // 4096) * 4096 + 128  # threads' scratch not at the same place in their pages
         self._scratch = aligned_bytes(scratch * threads)
@@ -345,7 +346,7 @@ class CpuReplay:
         fields = {
             s.WEIGHTS: weight.address, s.ROW_BYTES: weight.row_bytes, s.N: weight.shape[0], s.COLUMNS: weight.shape[1],
             s.PACKED: self._packed[kind].ctypes.data if kind else self._arena.address(x),
-            s.PACKED_STRIDE: 2 * x.width if kind else self._arena.stride(x),
+            s.PACKED_STRIDE: 0 if kind else self._arena.stride(x),
             s.OUT: self._arena.address(out), s.OUT_STRIDE: self._arena.stride(out),
         }  # fmt: skip
         many = product.matmul_unit if self._has_unit else None

@@ -114,7 +114,7 @@ def make_product(
     s = streams
     fields = {
         s.WEIGHTS: address(rows), s.ROW_BYTES: rows.strides[0], s.N: n, s.COLUMNS: columns,
-        s.PACKED: packed_address, s.PACKED_STRIDE: columns * (2 if packing_kind == "bf16" else 4),
+        s.PACKED: packed_address, s.PACKED_STRIDE: 4 * columns,
         s.OUT: address(out), s.OUT_STRIDE: 4 * stride,
     }  # fmt: skip
     single.add(kernel, fields)

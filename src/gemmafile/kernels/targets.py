@@ -49,7 +49,7 @@ _ARM_2 = f"{_ARM} dotprod fullfp16 lse rdm crc"
 TARGETS = {
     name: Target(name, machine, level, frozenset(features.split()))
     for name, machine, level, features in (
-        ("sapphirerapids", "x86_64", "x86-64-v4", f"{_ICE} avx512bf16 avx512fp16 avxvnni amx-tile amx-int8"),
+        ("sapphirerapids", "x86_64", "x86-64-v4", f"{_ICE} avx512bf16 avx512fp16 avxvnni amx-tile amx-int8 amx-bf16"),
         ("znver4", "x86_64", "x86-64-v4", f"{_ICE} avx512bf16 sse4a"),
         ("x86-64-v4-vnni", "x86_64", "x86-64-v4", f"{_V4} avx512vnni"),
         ("x86-64-v4", "x86_64", "x86-64-v4", _V4),

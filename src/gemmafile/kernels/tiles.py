@@ -12,7 +12,7 @@ Needs Numba; only kernel builders import it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import llvmlite.ir as ir
@@ -226,9 +226,9 @@ class DotTile:
         """finish(acc, c, stride, first): c[token][row] = tree sums, added to what is there unless first"""
 
 
-def transposer(offsets: Sequence[int]) -> Any:
+def transposer(offsets: Sequence[int], apart: Callable[[Any, Any], list[Any]] | None = None) -> Any:
     """transpose(source, target): 16 rows of 16 dwords, 64 bytes apart -> vector k of the k-th dword of each row,
-    stored at target + offsets[k]."""
+    stored at target + offsets[k]; or the vectors that `apart` makes of it, side by side from there on."""
 
     def code(b: Any, source: Any, target: Any) -> None:
         rows = [load_at(b, source, _INTS, 64 * i) for i in range(16)]
@@ -241,6 +241,7 @@ def transposer(offsets: Sequence[int]) -> Any:
                     crossed[i | bit] = emit.shuffle(b, x, y, [(j | bit) if not j & bit else 16 + j for j in range(16)])
             rows = crossed
         for row, offset in zip(rows, offsets, strict=True):
-            store_at(b, row, target, offset)
+            for i, v in enumerate(apart(b, row) if apart else [row]):
+                store_at(b, v, target, offset + 64 * i)
 
     return make(void, [address, address], code)

@@ -1,0 +1,359 @@
+"""Matrix kernels of BF16: products of bfloat16 numbers, summed in float32.
+
+    matvec      1 to 3 tokens: 4 weight rows side by side (`streams.py`), lanes run along K
+    matmul      more: 32 rows x 256 columns stand in a panel of pairs, lanes are rows, in tiles of 6 tokens
+    matmul_amx  the same on Intel's matrix unit, with room for one number of each pair
+
+A chunk of 256 columns has 16 lanes, and a lane's chain of products in it begins at zero: the dot instruction of
+AVX512_BF16, run eight times, and the matrix unit, given one number at a time, then make the same chain. A row's sum
+takes the lanes in order. All of it flushes denormals, as both instructions do (docs/numerics.md).
+Activations: `packing.py`, "bf16" and "bf16_many". Twin: `floats.BF16`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from gemmafile.kernels.ops import NEXT, ROWS, SCRATCH, SCRATCH_BYTES
+from gemmafile.kernels.packing import BF16_CHUNK, BF16_MANY_BYTES, TOKEN_TILE
+from gemmafile.kernels.streams import CHUNK_ROWS, COLUMNS, OUT, OUT_STRIDE, PACKED, ROW_BYTES, WEIGHTS, N
+
+STEPS, LANES = 8, 16
+"""Dot instructions to a chunk, and its lanes; step j, lane i has columns 32 j + 2 i and the next one."""
+PANEL_ROWS, TASK_ROWS = 32, 128
+_UNPACKED = 16 * 64
+_PANEL = STEPS * LANES * PANEL_ROWS * 4
+_UNIT_HALF = 2 * STEPS * LANES * 64
+"""Bytes of 16 rows of a panel for the matrix unit: every number in four bytes."""
+SCRATCH_NEEDED = 64 + _UNPACKED + max(_PANEL, 2 * _UNIT_HALF)
+
+
+def kernels() -> dict[str, Callable[..., None]]:
+    return {"matvec": _make_matvec(), "matmul": _make_matmul(), "matmul_amx": _make_matmul_amx()}
+
+
+def _flushing() -> tuple[Any, Any]:
+    """before = flush(): denormals count as zero from here on, until restore(before). Nothing happens on aarch64."""
+    import llvmlite.ir as ir
+    from numba.core import cgutils, types
+
+    from gemmafile.kernels import emit
+
+    zero_denormals = 0x8040
+
+    def control(b: Any, name: str, place: Any) -> None:
+        emit.call(b, f"llvm.x86.sse.{name}", ir.VoidType(), [b.bitcast(place, emit.I8.as_pointer())])
+
+    def flush(b: Any) -> Any:
+        if not emit.HAS_AVX2:
+            return ir.Constant(emit.I32, 0)
+        place = cgutils.alloca_once(b, emit.I32)
+        control(b, "stmxcsr", place)
+        before = b.load(place)
+        b.store(b.or_(before, ir.Constant(emit.I32, zero_denormals)), place)
+        control(b, "ldmxcsr", place)
+        return before
+
+    def restore(b: Any, before: Any) -> None:
+        if emit.HAS_AVX2:
+            place = cgutils.alloca_once(b, emit.I32)
+            b.store(before, place)
+            control(b, "ldmxcsr", place)
+
+    return emit.make(types.int32, [], flush), emit.make(emit.void, [types.int32], restore)
+
+
+def _make_matvec() -> Callable[..., None]:
+    from gemmafile.kernels import simd
+
+    load, atomic_add = simd.load_i64, simd.atomic_add
+    one_token, two_tokens, three_tokens = (_make_walk(n) for n in (1, 2, 3))
+    flush, restore = _flushing()
+
+    def matvec(op, shared, thread):
+        """out[t][r], three tokens at a time. Reads ROW_BYTES a row, once."""
+        weights, row_bytes, n = load(op + WEIGHTS), load(op + ROW_BYTES), load(op + N)
+        columns = load(op + COLUMNS)
+        x_stride = 2 * BF16_CHUNK * simd.quotient(columns + BF16_CHUNK - 1, BF16_CHUNK)
+        tokens, out_stride = load(shared + load(op + ROWS)), load(op + OUT_STRIDE)
+        if tokens == 0:
+            return
+        before = flush()
+        while True:
+            first = CHUNK_ROWS * atomic_add(op + NEXT, 1)
+            if first >= n:
+                break
+            last = min(first + CHUNK_ROWS, n) - 1
+            quarter = (last - first + 4) >> 2
+            for r0 in range(first, first + quarter):
+                r1, r2, r3 = min(r0 + quarter, last), min(r0 + 2 * quarter, last), min(r0 + 3 * quarter, last)
+                p0, p1 = weights + r0 * row_bytes, weights + r1 * row_bytes
+                p2, p3 = weights + r2 * row_bytes, weights + r3 * row_bytes
+                o1, o2, o3 = 4 * (r1 - r0), 4 * (r2 - r0), 4 * (r3 - r0)
+                x, out = load(op + PACKED), load(op + OUT) + 4 * r0
+                if tokens == 1:
+                    one_token(p0, p1, p2, p3, o1, o2, o3, columns, x, x_stride, out, out_stride)
+                elif tokens == 2:
+                    two_tokens(p0, p1, p2, p3, o1, o2, o3, columns, x, x_stride, out, out_stride)
+                else:
+                    for t in range(0, tokens, 3):
+                        x_t, out_t = x + t * x_stride, out + t * out_stride
+                        three_tokens(p0, p1, p2, p3, o1, o2, o3, columns, x_t, x_stride, out_t, out_stride)
+        restore(before)
+
+    return matvec
+
+
+def _make_walk(n_tokens: int) -> Any:
+    """walk(...): four rows, from p0 to p3, times n tokens."""
+    from numba.core import types
+
+    from gemmafile.kernels import emit, simd, tiles
+
+    tile = tiles.DotTile(n_tokens, "bf16")
+    zero, step, step_part = tile.zero, tile.step, tile.step_part
+    four = emit.vec("f32", 4)
+    floats, sums = types.UniTuple(four, n_tokens), types.UniTuple(emit.vec("f32", 16), 4 * n_tokens)
+    zeros = emit.make(floats, [], lambda b: tiles.join(b, [emit.splat_constant(four.llvm, 0.0)] * n_tokens))
+    add_lanes = emit.make(floats, [floats, sums], _add_lanes_code(n_tokens))
+    store = emit.make(emit.void, [floats, *[emit.address] * 5], tiles.store_lanes)
+    prefetch = simd.prefetcher(64)
+
+    @simd.device
+    def walk(p0, p1, p2, p3, o1, o2, o3, columns, x, x_stride, out, out_stride):
+        total = zeros()
+        start = 0
+        while start < columns:
+            acc = zero()
+            for j in range(STEPS):
+                left = columns - start - 32 * j
+                if left >= 32:
+                    prefetch(p0 + 832)
+                    prefetch(p1 + 832)
+                    prefetch(p2 + 832)
+                    prefetch(p3 + 832)
+                    acc = step(acc, p0, p1, p2, p3, x, x_stride)
+                elif left > 0:
+                    acc = step_part(acc, p0, p1, p2, p3, x, x_stride, left)
+                p0 += 64
+                p1 += 64
+                p2 += 64
+                p3 += 64
+                x += 64
+            total = add_lanes(total, acc)
+            start += BF16_CHUNK
+        store(total, out, o1, o2, o3, out_stride)
+
+    return walk
+
+
+def _add_lanes_code(n_tokens: int) -> Callable[..., Any]:
+    """add_lanes(total, acc): the 16 lanes of four rows added to their sums, one lane after the other."""
+
+    def code(b: Any, total: Any, acc: Any) -> Any:
+        from gemmafile.kernels import emit, tiles
+
+        total, acc = tiles.split(b, total), tiles.split(b, acc)
+
+        def pairs(x: Any, y: Any, *order: int) -> Any:
+            return emit.shuffle(b, x, y, [4 * q + i % 4 + 16 * (i // 4) for q in range(4) for i in order])
+
+        for t in range(n_tokens):
+            r0, r1, r2, r3 = acc[4 * t : 4 * t + 4]
+            low01, high01 = pairs(r0, r1, 0, 4, 1, 5), pairs(r0, r1, 2, 6, 3, 7)
+            low23, high23 = pairs(r2, r3, 0, 4, 1, 5), pairs(r2, r3, 2, 6, 3, 7)
+            # by_lane[i]: four groups of 4; group q has lane 4 q + i of the four rows.
+            by_lane = [
+                pairs(low01, low23, 0, 1, 4, 5), pairs(low01, low23, 2, 3, 6, 7),
+                pairs(high01, high23, 0, 1, 4, 5), pairs(high01, high23, 2, 3, 6, 7),
+            ]  # fmt: skip
+            for lane in range(LANES):
+                q, v = lane // 4, by_lane[lane % 4]
+                total[t] = b.fadd(total[t], emit.shuffle(b, v, v, range(4 * q, 4 * q + 4)))
+        return tiles.join(b, total)
+
+    return code
+
+
+def _make_gather() -> Any:
+    """gather(weights, row_bytes, first, n, columns, column, unpacked): 32 columns of 16 rows, a row in 64 bytes;
+    zeros past the end of a row, and the last row again where there are fewer."""
+    from numba.core import types
+
+    from gemmafile.kernels import emit, simd
+
+    words = emit.vec("u16", 32)
+    load_part = emit.make(words, [emit.address, types.int64], lambda b, a, left: emit.load_part(b, a, words.llvm, left))
+    load_whole = emit.make(words, [emit.address], lambda b, a: emit.load_at(b, a, words.llvm))
+    store = emit.make(emit.void, [emit.address, words], lambda b, a, v: emit.store_at(b, v, a))
+
+    @simd.device
+    def gather(weights, row_bytes, first, n, columns, column, unpacked):
+        left = columns - column
+        for i in range(16):
+            p = weights + min(first + i, n - 1) * row_bytes + 2 * column
+            if left >= 32:
+                store(unpacked + 64 * i, load_whole(p))
+            else:
+                store(unpacked + 64 * i, load_part(p, left))
+
+    return gather
+
+
+def _make_matmul() -> Callable[..., None]:
+    from gemmafile.kernels import emit, simd, tiles
+
+    load, atomic_add = simd.load_i64, simd.atomic_add
+    tile = tiles.WeightTile(TOKEN_TILE, 0, below_128=False)
+    zero, load_tile, store_tile = tile.zero_floats, tile.load, tile.store
+    add_lane = emit.make(tile.floats, [tile.floats, emit.address, emit.address, emit.address], _add_lane_code)
+    gather, transpose = _make_gather(), tiles.transposer([128 * STEPS * i for i in range(16)])
+    flush, restore = _flushing()
+
+    def matmul(op, shared, thread):
+        """out[t][r] for many tokens. Reads the weights once, the activations once per 32 rows."""
+        weights, row_bytes, n = load(op + WEIGHTS), load(op + ROW_BYTES), load(op + N)
+        columns = load(op + COLUMNS)
+        x_stride = 2 * BF16_CHUNK * simd.quotient(columns + BF16_CHUNK - 1, BF16_CHUNK)
+        tokens, out_stride = load(shared + load(op + ROWS)), load(op + OUT_STRIDE)
+        unpacked = load(shared + SCRATCH) + thread * load(shared + SCRATCH_BYTES)
+        panel = unpacked + _UNPACKED
+        before = flush()
+        while True:
+            first = PANEL_ROWS * atomic_add(op + NEXT, 1)
+            if first >= n or tokens == 0:
+                break
+            start = 0
+            while start < columns:
+                for part in range(2 * STEPS):
+                    half, j = part & 1, part >> 1
+                    gather(weights, row_bytes, first + 16 * half, n, columns, start + 32 * j, unpacked)
+                    transpose(unpacked, panel + 128 * j + 64 * half)
+                t = 0
+                while t < tokens:
+                    c = load(op + OUT) + t * out_stride + 4 * first
+                    if start == 0:
+                        sums = zero()
+                    else:
+                        sums = load_tile(c, out_stride)
+                    x = load(op + PACKED) + t * x_stride + 2 * start
+                    for i in range(LANES):
+                        sums = add_lane(sums, panel + 128 * STEPS * i, x + 4 * i, x_stride)
+                    store_tile(sums, c, out_stride)
+                    t += TOKEN_TILE
+                start += BF16_CHUNK
+        restore(before)
+
+    return matmul
+
+
+def _add_lane_code(b: Any, sums: Any, panel: Any, x: Any, x_stride: Any) -> Any:
+    """sums + the chains of one lane, for 32 rows x 6 tokens."""
+    import llvmlite.ir as ir
+
+    from gemmafile.kernels import emit, tiles
+
+    words, floats = ir.VectorType(emit.I16, 32), ir.VectorType(emit.F32, 16)
+    sums = tiles.split(b, sums)
+    chains = [emit.splat_constant(floats, 0.0)] * len(sums)
+    tokens = [b.add(x, b.mul(x_stride, ir.Constant(emit.I64, t))) for t in range(TOKEN_TILE)]
+    for j in range(STEPS):
+        rows = [emit.load_at(b, panel, words, 128 * j + 64 * v) for v in range(2)]
+        for t, token in enumerate(tokens):
+            pair = b.bitcast(emit.splat(b, emit.load_at(b, token, emit.I32, 64 * j), 16), words)
+            for v, row in enumerate(rows):
+                at = v * TOKEN_TILE + t
+                chains[at] = emit.dot_bf16(b, chains[at], row, pair)
+    return tiles.join(b, [b.fadd(total, chain) for total, chain in zip(sums, chains, strict=True)])
+
+
+def _make_matmul_amx() -> Callable[..., None]:
+    from gemmafile.kernels import amx, simd, tiles
+
+    unit = amx.tiles()
+    # Tiles 0 to 3: sums, tokens (0, 1) and (2, 3) of the rows' halves; 4, 5: two groups of 16 tokens; 6, 7: of 16 rows.
+    write_config = amx.config_writer([16] * 8, [64] * 8)
+    configure, release = unit.configure, unit.release
+    zero0, zero1, zero2, zero3 = (unit.zero(i) for i in range(4))
+    load0, load1, load2, load3, load4, load5, load6, load7 = (unit.load(i) for i in range(8))
+    store0, store1, store2, store3 = (unit.store(i) for i in range(4))
+    dot0, dot1 = unit.dot_bf16(0, 4, 6), unit.dot_bf16(1, 4, 7)
+    dot2, dot3 = unit.dot_bf16(2, 5, 6), unit.dot_bf16(3, 5, 7)
+    load, atomic_add, quotient = simd.load_i64, simd.atomic_add, simd.quotient
+    gather, transpose = _make_gather(), tiles.transposer([2 * STEPS * 64 * i for i in range(16)], _apart)
+
+    @simd.device
+    def unpack(weights, row_bytes, first, n, columns, start, unpacked, panel):
+        """A chunk of 32 rows: [half][lane][2 steps a pair, the odd number first][16 rows], a number in four bytes."""
+        for half in range(2):
+            for j in range(STEPS):
+                gather(weights, row_bytes, first + 16 * half, n, columns, start + 32 * j, unpacked)
+                transpose(unpacked, panel + _UNIT_HALF * half + 128 * j)
+
+    def matmul_amx(op, shared, thread):
+        """out[t][r] for many tokens. Reads the weights once, the activations once per 32 rows."""
+        weights, row_bytes, n = load(op + WEIGHTS), load(op + ROW_BYTES), load(op + N)
+        columns = load(op + COLUMNS)
+        tokens, out_stride = load(shared + load(op + ROWS)), load(op + OUT_STRIDE)
+        chunk_stride = quotient(tokens + 5, 6) * 6 * BF16_MANY_BYTES
+        if tokens == 0:
+            return
+        config = load(shared + SCRATCH) + thread * load(shared + SCRATCH_BYTES)
+        unpacked = config + 64
+        panel = unpacked + _UNPACKED
+        write_config(config)
+        configure(config)
+        while True:
+            task = TASK_ROWS * atomic_add(op + NEXT, 1)
+            if task >= n:
+                break
+            start = 0
+            while start < columns:
+                first = task
+                while first < min(task + TASK_ROWS, n):
+                    unpack(weights, row_bytes, first, n, columns, start, unpacked, panel)
+                    t = 0
+                    while t < tokens:
+                        c = load(op + OUT) + t * out_stride + 4 * first
+                        if start == 0:
+                            zero0()
+                            zero1()
+                            zero2()
+                            zero3()
+                        else:
+                            load0(c, out_stride)
+                            load1(c + 64, out_stride)
+                            load2(c + 16 * out_stride, out_stride)
+                            load3(c + 16 * out_stride + 64, out_stride)
+                        a = load(op + PACKED) + quotient(start, BF16_CHUNK) * chunk_stride + t * BF16_MANY_BYTES
+                        w = panel
+                        for _ in range(LANES):
+                            load4(a, BF16_MANY_BYTES)
+                            load6(w, 64)
+                            dot0()
+                            load7(w + _UNIT_HALF, 64)
+                            dot1()
+                            load5(a + 16 * BF16_MANY_BYTES, BF16_MANY_BYTES)
+                            dot2()
+                            dot3()
+                            a += 64
+                            w += 1024
+                        store0(c, out_stride)
+                        store1(c + 64, out_stride)
+                        store2(c + 16 * out_stride, out_stride)
+                        store3(c + 16 * out_stride + 64, out_stride)
+                        t += 32
+                    first += PANEL_ROWS
+                start += BF16_CHUNK
+        release()
+
+    return matmul_amx
+
+
+def _apart(b: Any, pairs: Any) -> list[Any]:
+    """The odd numbers of pairs of bfloat16, then the even ones, each in the lower half of four bytes."""
+    from gemmafile.kernels import emit
+
+    t = pairs.type
+    return [b.lshr(pairs, emit.splat_constant(t, 16)), b.and_(pairs, emit.splat_constant(t, 0xFFFF))]
