@@ -41,7 +41,7 @@ class BpeTokenizer(Tokenizer):
         if not all(" " in merge for merge in vocabulary.merges):
             raise BadFile(vocabulary.path, 'a merge is not "left right"', field="tokenizer.ggml.merges")
         self._merge_ranks = dict(zip(vocabulary.merges, range(len(vocabulary.merges)), strict=True))
-        self._pieces = vocabulary.index_of_type(NORMAL, USER_DEFINED, UNUSED, BYTE)  # merging makes no control token
+        self._pieces = vocabulary.take_index(NORMAL, USER_DEFINED, UNUSED, BYTE)  # merging makes no control token
         # Bytes without a token are left out before merging, as HF tokenizers do; SmolLM2 has none for U+0004, say.
         self._alphabet = {value: char if char in self._pieces else None for value, char in enumerate(BYTE_ALPHABET)}
         self._written_out = frozenset(vocabulary.ids_of_type(CONTROL, UNKNOWN, USER_DEFINED))

@@ -12,6 +12,7 @@ they follow from the scores.
 from __future__ import annotations
 
 import re
+from array import array
 from typing import Final
 
 import numpy as np
@@ -31,8 +32,8 @@ class SpmTokenizer(Tokenizer):
         super().__init__(vocabulary)
         self.add_bos = vocabulary.add_bos is not False
         self._adds_space_prefix = vocabulary.add_space_prefix is not False
-        self._pieces = vocabulary.index_of_type(NORMAL)
-        self._ranks: list[int] = np.unique(-vocabulary.scores, return_inverse=True)[1].tolist()
+        self._pieces = vocabulary.take_index(NORMAL)
+        self._ranks = array("i", np.unique(-vocabulary.scores, return_inverse=True)[1].astype(np.int32).tobytes())
         self._space_runs = _find_space_runs(vocabulary)
         self._word_pattern = _compile_words(self._pieces, self._space_runs)
         self._bytes = self._find_bytes()

@@ -66,7 +66,7 @@ class Vocabulary:
     """Pre-tokenizer of byte-level BPE, e.g. "smollm"."""
     tokens: list[str]
     index: dict[str, int]
-    """Token -> id; of two that are spelled alike, the later."""
+    """Token -> id; of two that are spelled alike, the later. Empty once a tokenizer has taken it."""
     types: NDArray[np.int32]
     scores: NDArray[np.float32]
     """float32[V]; zeros where the file has none."""
@@ -89,9 +89,9 @@ class Vocabulary:
         """Ids of all tokens of these types, ascending."""
         return np.flatnonzero(np.isin(self.types, types)).tolist()
 
-    def index_of_type(self, *types: int) -> dict[str, int]:
-        """`index` without the tokens of all other types."""
-        index = dict(self.index)
+    def take_index(self, *types: int) -> dict[str, int]:
+        """`index`, which is given away, without the tokens of all other types: of 256k tokens a copy is 10 MB."""
+        index, self.index = self.index, {}
         for i in self.ids_of_type(*({UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE, NORMAL} - {*types})):
             if index.get(self.tokens[i]) == i:
                 del index[self.tokens[i]]
