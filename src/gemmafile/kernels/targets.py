@@ -140,6 +140,10 @@ def cpu_features() -> frozenset[str]:
     if machine() == "aarch64":
         return _arm_features()
     flags = next((line.split(":", 1)[1] for line in _cpu().splitlines() if line.startswith("flags")), "")
+    if not flags and sys.platform.startswith("linux"):  # no /proc: a bare container, a chroot
+        from gemmafile.kernels.cpuid import x86_features
+
+        return x86_features()
     return frozenset(_LINUX_NAMES.get(flag, flag) for flag in flags.split())
 
 

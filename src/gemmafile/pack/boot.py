@@ -5,8 +5,10 @@ import json
 import os
 import stat
 
-while f.fileno() < 3:  # a standard stream was closed: its number must not become ours
-    f = os.fdopen(os.dup(f.fileno()), "rb")
+LOW = [f]
+while LOW[-1].fileno() < 3:  # a standard stream was closed: its number must not become ours, nor anybody else's
+    LOW.append(os.fdopen(os.dup(LOW[-1].fileno()), "rb"))
+f = LOW[-1]
 SELF, CACHE, WORDS = sys.argv[1], sys.argv[2], sys.argv[3:]
 sha256 = __import__("_sha2" if sys.version_info >= (3, 12) else "_sha256").sha256
 PRIVATE = "--private" in WORDS

@@ -53,6 +53,7 @@ def parts(slot: int, runtimes: list[Runtime], pythons: list[str]) -> tuple[bytes
         PYTHONS=" ".join(f"python{version}" for version in pythons),
         PYTHON_LIST=" or ".join(pythons) or "3.11",
     ).encode()
+    start = start.ljust(-(-len(start) // PAGE) * PAGE, b"\n")  # it is read in whole pages
     boot, boot_part = python_part("boot.py", SLOTS[slot] + len(start))
     unpack, unpack_part = python_part("unpack.py", SLOTS[slot] + len(start) + len(boot))
     content = start + boot + unpack
@@ -70,8 +71,8 @@ def page(slot: int, script_bytes: int, boot: Part, index: Part) -> bytes:
         text("head.sh"),
         CMD=batch + "\r",
         PYTHON=python,
-        SCRIPT_END=str(SLOTS[slot] + script_bytes),
-        SCRIPT_BYTES=str(script_bytes),
+        SCRIPT_SKIP=str(SLOTS[slot] // PAGE),
+        SCRIPT_COUNT=str(script_bytes // PAGE),
     ).encode()
     if len(script) > PAGE:
         raise GemmafileError(f"the head's first page has {len(script)} bytes of {PAGE}")

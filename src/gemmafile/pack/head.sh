@@ -7,6 +7,6 @@
 self=$0
 case $self in /*) ;; *) self=$PWD/$self ;; esac
 py="@PYTHON@"
-eval "$(head -c @SCRIPT_END@ "$self" | tail -c @SCRIPT_BYTES@)"
+eval "$(dd if="$self" bs=4096 skip=@SCRIPT_SKIP@ count=@SCRIPT_COUNT@ 2>&-)"
 echo "gemmafile: $self is cut or damaged" >&2
 exit 126

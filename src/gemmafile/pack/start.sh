@@ -1,5 +1,12 @@
 # The second part of the head: which Python runs the boot code. Plain sh, for any shell; no /dev, /proc or HOME needed.
 say() { echo "gemmafile: $*" >&2; }
+if [ ! -e /proc/self/exe ] && [ "$(echo x | tail -n 1 2>&-)" != x ]; then
+    for b in /bin/busybox /usr/bin/busybox /busybox; do # its shell finds not all of its other halves by itself
+        [ -x $b ] || continue
+        for w in dd gzip head id ls mkdir mv rm sha256sum sleep tar uname; do eval "$w() { $b $w \"\$@\"; }"; done
+        break
+    done
+fi
 system=$(uname -sm)
 case ${GEMMAFILE_PLATFORM:-} in
 linux-x86_64) system="Linux x86_64" ;;
