@@ -137,6 +137,8 @@ class RunSettings:
     multiline_input: bool = option(False, "--multiline-input", "-mli", help="a message ends with a line that ends in \\ or /, or with ctrl-d")
     color: str = option("auto", "--color", "-co", help="colour what you type", choices=("on", "off", "auto"), nargs="?", const="on")
     simple_io: bool = option(False, "--simple-io", help="no line editing, no history, no colour")
+    unsecure: bool = option(False, "--unsecure", help="do not confine the engine (by default it may not write files, connect, or start programs)")
+    private: bool = option(False, "--private", help="write nothing anywhere: no history, no caches, no /save")
     verbose: bool = option(False, "--verbose", "-v", help="show the model, the settings in force and the timings")
     verbose_prompt: bool = option(False, "--verbose-prompt", help="show the token ids of the prompt")
     log_disable: bool = option(False, "--log-disable", help="nothing on stderr but errors")

@@ -173,7 +173,7 @@ def test_a_flag_takes_the_next_word_whatever_it_looks_like(prompt: str) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        "--cli", "--no-warmup", "--unsecure", "--numa distribute", "--poll 50",
+        "--cli", "--no-warmup", "--numa distribute", "--poll 50",
         "--prio 2", "--cpu-mask ff", "-C ff", "--cpu-range 0-3", "--defrag-thold 0.1", "--dump-kv-cache",
         "--logdir x", "--log-file x", "--log-new", "--log-append", "--print-token-count 5", "--fast",
         "--precise", "--trap", "--nobrowser", "-np 4", "--recompile", "--nocompile", "--tinyblas", "-sm layer",

@@ -36,7 +36,6 @@ FOREIGN = {
             ("--no-lookup --no-penalize-nl --no-repack --no-prefill-assistant", 0, ""),
             ("--no-warmup", 0, "there is no warm-up"),
             ("--check-tensors", 0, "tensors are checked by `gemmafile inspect`"),
-            ("--unsecure", 0, "there is no sandbox yet to be left"),
             ("--numa", 1, _SCHEDULING),
             ("--prio --prio-batch --poll --poll-batch --cpu-strict --cpu-strict-batch", 1, _SCHEDULING),
             ("--cpu-mask -C --cpu-range -Cr --cpu-mask-batch -Cb --cpu-range-batch -Crb", 1, _SCHEDULING),

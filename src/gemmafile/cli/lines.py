@@ -34,7 +34,7 @@ class LineReader:
         self._readline = _import_readline() if edits else None
         wants_colour = settings.color == "on" or (settings.color == "auto" and may_use_colour(sys.stdout))
         self._colour = wants_colour and edits
-        self._history = history_path() if self._readline else None
+        self._history = history_path() if self._readline and not settings.private else None
 
     def __enter__(self) -> LineReader:
         if self._readline is not None:

@@ -39,6 +39,10 @@ NO_MEMORY = "out of memory: give a smaller context (-c), or a smaller model"
 def main(arguments: list[str] | None = None) -> int:
     """Run a command line; returns the exit code."""
     words = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:
+        from gemmafile.cli.confinement import own_process
+
+        own_process()
     return guarded(lambda: run_command(words), lambda: words)
 
 
@@ -161,8 +165,15 @@ def fail_unexpectedly(error: Exception, words: list[str]) -> int:
     return fail(f"this is a bug in gemmafile: {type(error).__name__}: {error} (--verbose shows where)", EXIT_BUG)
 
 
+_nowhere: list[int] = []
+"""The null device, open for writing from the start: a confined process opens nothing for writing any more."""
+
+
 def open_closed_streams() -> None:
     """A standard stream that was closed before we were started is None in Python; it becomes an empty one."""
+    if not _nowhere:
+        with contextlib.suppress(OSError):
+            _nowhere.append(os.open(os.devnull, os.O_WRONLY))
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  open to the end
@@ -171,4 +182,4 @@ def open_closed_streams() -> None:
 def discard(stream: TextIO) -> None:
     """The interpreter flushes its streams once more when it ends: give this one somewhere to go."""
     with contextlib.suppress(OSError):  # a stream of another program's that has no number
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        os.dup2(_nowhere[0] if _nowhere else os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -32,8 +32,10 @@ def main(path: str, index: dict[str, Any], words: list[str], cache: str, folder:
     start = Path(sys.executable or "").with_name("python3")
     if start.parent.name == "bin" and start.exists():
         sys.executable = str(start)  # a script that finds the loader: children start anywhere, as we did
+    from gemmafile.cli import confinement
     from gemmafile.cli import main as command_line
 
+    confinement.own_process()
     own = next((word for word in words if word in OWN), None)
     if own is None:
         return command_line.main_of_packed(path, lambda: run_words(path, index, words))
@@ -49,24 +51,15 @@ def run_words(path: str, index: dict[str, Any], words: list[str]) -> list[str]:
     """The words of `gemmafile run` for what the user typed: with the file's default arguments and its own weights."""
     raw = read_part(path, index, ".args")
     lines = [line.removesuffix("\r") for line in raw.decode().splitlines() if line.strip()] if raw is not None else []
-    words = merge_args(lines, words)
+    from gemmafile.cli import defaults
+
+    defaults.applied.add(path)
+    words = defaults.merge_args(defaults.without_foreign(lines)[0], words)
     first = ["run", "-m", path]
     system = read_part(path, index, "system-prompt.txt")
     if system is not None and not {"-sys", "--system-prompt", "-sysf", "--system-prompt-file", "-spf"} & set(words):
         first += ["--system-prompt", system.decode()]
     return [*first, *words]
-
-
-def merge_args(lines: list[str], words: list[str]) -> list[str]:
-    """A file's default arguments and the user's, by llamafile's rule.
-
-    Where there is a line `...`, the user's words take its place; where there is none, the file's arguments count
-    only when the user gave none.
-    """
-    if "..." in lines:
-        at = lines.index("...")
-        return [*lines[:at], *words, *(line for line in lines[at + 1 :] if line != "...")]
-    return words or lines
 
 
 def read_part(path: str, index: dict[str, Any], name: str) -> bytes | None:

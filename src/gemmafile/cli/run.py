@@ -7,10 +7,12 @@ and a mistyped flag answer at once.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gemmafile.cli.defaults import with_defaults
 from gemmafile.cli.escapes import unescape
 from gemmafile.cli.flags import (
     HELP,
@@ -66,6 +68,7 @@ def main(words: list[str]) -> int:
         print(help_text(USAGE, DESCRIPTION, groups))
         return 0
     add_environment(given, flags)
+    given = with_defaults(words, flags, given)
     plan = make_plan(given)
     streams = Streams(quiet=plan.run.log_disable, verbose=plan.run.verbose)
     for note in given.notes:
@@ -161,6 +164,9 @@ def check_gpu(settings: RunSettings, streams: Streams) -> None:
 
 def run(plan: Plan, streams: Streams) -> int:
     """Opens the model and hands over to the mode that was asked for."""
+    from gemmafile.cli import confinement
+
+    confinement.begin(plan, streams)
     from gemmafile.cli.details import show_details
     from gemmafile.model_api import Model
 
@@ -168,13 +174,20 @@ def run(plan: Plan, streams: Streams) -> int:
         is_chat = wants_chat(plan, model)
         model.make_sampler(plan.sampling, [])  # what is wrong with the sampling flags is said before anything is shown
         show_details(model, plan, streams)
-        if is_chat:
-            from gemmafile.cli.repl import run_chat
+        start = find_mode(is_chat)
+        confinement.complete(plan, model, streams)
+        return start(model, plan, streams)
 
-            return run_chat(model, plan, streams)
-        from gemmafile.cli.continuation import run_continuation
 
-        return run_continuation(model, plan, streams)
+def find_mode(is_chat: bool) -> Callable[[Model, Plan, Streams], int]:
+    """The mode, imported: afterwards nothing more is to be."""
+    if is_chat:
+        from gemmafile.cli.repl import run_chat
+
+        return run_chat
+    from gemmafile.cli.continuation import run_continuation
+
+    return run_continuation
 
 
 def wants_chat(plan: Plan, model: Model) -> bool:

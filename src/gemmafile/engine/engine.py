@@ -172,6 +172,10 @@ class Engine:
                 return
             logits = self.forward(sequence, [choice.token_id])
 
+    def prepare(self) -> None:
+        """Have ready all that later passes would compile."""
+        self.backend.prepare()
+
     def close(self) -> None:
         """Let go of the threads, after the pass that another thread may be in. May be called twice."""
         with self._computing:

@@ -26,6 +26,9 @@ class Backend(Protocol):
         """Replay the tape: stores the rows' keys and values, returns logits float32[n_outputs, V], lent until
         the next call."""
 
+    def prepare(self) -> None:
+        """Have ready whatever a later pass would compile or read from files."""
+
     def close(self) -> None: ...
 
 

@@ -74,6 +74,9 @@ class ReferenceReplay:
             self._forget(values, reads(op), i)
         return results[0]
 
+    def prepare(self) -> None:
+        """There is nothing to be compiled."""
+
     def close(self) -> None:
         """Nothing to give back."""
 

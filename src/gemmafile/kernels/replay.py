@@ -146,6 +146,10 @@ class CpuReplay:
         self._allocate_pass(max(threads, threads_batch))
         self._team = Team(max(threads, threads_batch), self._kernels["threads.walk"])
 
+    def prepare(self) -> None:
+        """Load or compile all kernels that a pass may need: a process about to be confined can do neither later."""
+        self._kernels.prepare(_kernel_names(self._records) | self._attention_tasks.all_kernels)
+
     # --- a pass -------------------------------------------------------------------------------------------------
 
     def run(self, batch: Batch, trace: Trace | None = None) -> np.ndarray:

@@ -50,6 +50,22 @@ _ARM = {
     "socket": 198, "socketpair": 199,
 }  # fmt: skip
 _CALLS = {"x86_64": _X86, "aarch64": _ARM}
+_WRITES = {
+    "x86_64": {
+        "creat": 85, "openat2": 437, "rename": 82, "renameat": 264, "renameat2": 316, "unlink": 87, "unlinkat": 263,
+        "mkdir": 83, "mkdirat": 258, "rmdir": 84, "link": 86, "linkat": 265, "symlink": 88, "symlinkat": 266,
+        "mknod": 133, "mknodat": 259, "truncate": 76, "chmod": 90, "fchmodat": 268, "chown": 92, "lchown": 94,
+        "fchownat": 260, "setxattr": 188, "lsetxattr": 189, "utime": 132, "utimes": 235, "utimensat": 280,
+    },
+    "aarch64": {
+        "openat2": 437, "renameat": 38, "renameat2": 276, "unlinkat": 35, "mkdirat": 34, "linkat": 37, "symlinkat": 36,
+        "mknodat": 33, "truncate": 45, "fchmodat": 53, "fchownat": 54, "setxattr": 5, "lsetxattr": 6, "utimensat": 88,
+    },
+}  # fmt: skip
+_OPENS = {"x86_64": {2: 1, 257: 2}, "aarch64": {56: 2}}
+"""Calls that open files -> which of their arguments holds the flags."""
+
+_TO_WRITE = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _OF_SERVERS = frozenset({"sendto", "sendmsg", "sendmmsg", "bind", "listen"})
 """What a server needs on sockets that it has; it may still not connect, nor make others of its own."""
 
@@ -101,7 +117,7 @@ def confine_files(writable: Sequence[Path]) -> str:
         _allow(ruleset, Path("/"), _READING & handled)
         for path in writable:
             _allow(ruleset, path, handled)
-        for name in ("/dev/null", "/dev/tty", "/dev/stdout", "/dev/stderr"):
+        for name in ("/dev/null", "/dev/tty"):
             _allow(ruleset, Path(name), handled)
         _no_new_privileges()
         _call(_RESTRICT_SELF, ctypes.c_int(ruleset), 0)
@@ -142,24 +158,28 @@ def _no_new_privileges() -> None:
         raise OSError(ctypes.get_errno(), "the system refused no_new_privs")
 
 
-def confine_calls(*, is_server: bool = False) -> str:
+def confine_calls(*, is_server: bool = False, may_write: bool = True) -> str:
     """EPERM for calls that connect, execute, trace or mount, on every thread of this process, for good.
 
     is_server  sockets that exist go on listening and answering
+    may_write  False: no file is opened for writing, made, renamed or removed any more, by whatever path
     Returns what is confined, in words. Raises OSError where the system refuses.
     """
     if not has_seccomp():
         return "connections and programs are not confined: there is no filter for this system"
     machine = platform.machine()
     denied = sorted(n for name, n in _CALLS[machine].items() if not (is_server and name in _OF_SERVERS))
-    program = _filter(_ARCHITECTURES[machine], denied, machine == "x86_64")
+    denied += [] if may_write else sorted(_WRITES[machine].values())
+    opens = {} if may_write else _OPENS[machine]
+    program = _filter(_ARCHITECTURES[machine], denied, opens, machine == "x86_64")
     buffer = ctypes.create_string_buffer(program)
     head = struct.pack("<HxxxxxxQ", len(program) // 8, ctypes.addressof(buffer))
     _no_new_privileges()
     result = _call(_SECCOMP[machine], ctypes.c_uint(1), ctypes.c_uint(_TSYNC), head)
     if result > 0:
         raise OSError(0, f"thread {result} could not be confined")
-    return f"no connections, no other programs (seccomp on {n_threads()} threads)"
+    what = "no connections, no other programs" + ("" if may_write else ", no files written")
+    return f"{what} (seccomp, all {n_threads()} threads)"
 
 
 def n_threads() -> int:
@@ -169,12 +189,12 @@ def n_threads() -> int:
         return 0
 
 
-_LOAD, _JUMP_EQUAL, _JUMP_AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
+_LOAD, _JUMP_EQUAL, _JUMP_AT_LEAST, _JUMP_SET, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _KILL, _EPERM = 0x7FFF0000, 0x80000000, 0x00050001
 _X32 = 0x40000000
 
 
-def _filter(architecture: int, denied: Sequence[int], has_x32: bool) -> bytes:
+def _filter(architecture: int, denied: Sequence[int], opens: dict[int, int], has_x32: bool) -> bytes:
     """The filter's program: 8 bytes an instruction (code, jump if true, jump if false, operand)."""
     rows: list[tuple[int, int, int, int]] = [
         (_LOAD, 0, 0, 4),
@@ -186,5 +206,13 @@ def _filter(architecture: int, denied: Sequence[int], has_x32: bool) -> bytes:
         rows += [(_JUMP_AT_LEAST, 0, 1, _X32), (_RETURN, 0, 0, _EPERM)]
     for number in denied:
         rows += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, _EPERM)]
+    for number, argument in opens.items():
+        rows += [
+            (_JUMP_EQUAL, 0, 4, number),
+            (_LOAD, 0, 0, 16 + 8 * argument),
+            (_JUMP_SET, 0, 1, _TO_WRITE),
+            (_RETURN, 0, 0, _EPERM),
+            (_RETURN, 0, 0, _ALLOW),
+        ]
     rows.append((_RETURN, 0, 0, _ALLOW))
     return b"".join(struct.pack("<HBBI", *row) for row in rows)

@@ -1,0 +1,83 @@
+"""The engine of `gemmafile run` confined: files before NumPy starts its threads, calls once the model is loaded.
+
+Only a process that is ours from its first line on is confined (`owned`): in a test or in somebody's program, main()
+is a function call, and confinement lasts as long as the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gemmafile.cli.run import Plan
+    from gemmafile.cli.streams import Streams
+    from gemmafile.model_api import Model
+
+_process = {"owned": False}
+
+
+def own_process() -> None:
+    """This process runs one command line and ends."""
+    _process["owned"] = True
+
+
+def begin(plan: Plan, streams: Streams) -> None:
+    """Before anything heavy is imported: from here on files are written below a few folders only, or nowhere."""
+    settings = plan.run
+    if settings.private:
+        sys.dont_write_bytecode = True
+    if not _process["owned"] or settings.unsecure:
+        streams.detail(f"confined    not at all: {'--unsecure' if settings.unsecure else 'called as a function'}")
+        return
+    from gemmafile.pack import confine
+
+    if settings.private and not confine.landlock_version():
+        os.environ["GEMMAFILE_CACHE"] = os.devnull
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the kernels have threads of their own
+    try:
+        streams.detail(f"confined    {confine.confine_files(writable(plan))}")
+    except OSError as error:
+        streams.say(f"files are not confined: {error.strerror}")
+
+
+def writable(plan: Plan) -> list[Path]:
+    """Where this run may write: caches of machine code; in a chat at a terminal its history and the current folder."""
+    from gemmafile.kernels.kept import cache_root
+
+    if plan.run.private:
+        return []
+    folders = [cache_root().parent]
+    if is_chat_at_terminal(plan):
+        from gemmafile.cli.lines import history_path
+
+        history = history_path()
+        folders += [Path.cwd(), Path(tempfile.gettempdir())]  # for /save
+        if history is not None and not plan.run.simple_io:
+            folders.append(history.parent)
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+    return folders
+
+
+def is_chat_at_terminal(plan: Plan) -> bool:
+    return sys.stdin.isatty() and not (plan.prompt is not None and not plan.run.conversation)
+
+
+def complete(plan: Plan, model: Model, streams: Streams) -> None:
+    """Once the model is loaded and its threads are there: no connections, no programs, on every one of them."""
+    if not _process["owned"] or plan.run.unsecure:
+        return
+    from gemmafile.pack import confine
+
+    model.engine.prepare()
+    may_write = not plan.run.private and sys.stdin.isatty()
+    try:
+        streams.detail(f"confined    {confine.confine_calls(may_write=may_write)}")
+    except OSError as error:
+        streams.say(f"connections and programs are not confined: {error.strerror}")
