@@ -4,8 +4,8 @@
 
 Needs CMake, make or Ninja, and C and C++ compilers; where one is missing it says so and ends well (exit 0): the checks
 that need llama.cpp are then skipped. The source is the one that the llama-cpp-python source package carries.
-Out: .llamacpp/bin/ with llama-bench, llama-perplexity, llama-quantize, llama-tokenize, llama-completion and
-llamacpp_logits (tests/oracles/llamacpp_logits.c).
+Out: .llamacpp/bin/ with llama-bench, llama-batched-bench, llama-perplexity, llama-quantize, llama-tokenize,
+llama-completion and llamacpp_logits (tests/oracles/llamacpp_logits.c).
 """
 
 from __future__ import annotations
@@ -22,7 +22,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = Path(os.environ.get("GEMMAFILE_LLAMACPP") or ROOT / ".llamacpp")
 PACKAGE = "llama-cpp-python==0.3.36"
-TOOLS = ("llama-bench", "llama-perplexity", "llama-quantize", "llama-tokenize", "llama-completion")
+TOOLS = (
+    "llama-bench",
+    "llama-batched-bench",
+    "llama-perplexity",
+    "llama-quantize",
+    "llama-tokenize",
+    "llama-completion",
+)
 PROBE = ROOT / "tests" / "oracles" / "llamacpp_logits.c"
 OPTIONS = (
     "-DCMAKE_BUILD_TYPE=Release",

@@ -17,13 +17,13 @@ ROWS = (4, 37, 66)
 
 def product(name: str, kind: str, x: np.ndarray, rows: np.ndarray, n_threads: int = 1) -> np.ndarray:
     p = PRODUCTS[name]
-    packing = p.packing_unit if kind == "matmul_unit" else p.packing
+    packing = {"matmul_unit": p.packing_unit, "batch_unit": p.packing_batch}.get(kind, p.packing)
     return run_product(getattr(p, kind), packing, x, rows, n_threads)
 
 
 def kinds_of_many(name: str) -> list[str]:
     """The kernels for many tokens that this machine has."""
-    return ["matmul", "matmul_unit"] if PRODUCTS[name].matmul_unit and amx.is_ready() else ["matmul"]
+    return ["matmul", "matmul_unit", "batch_unit"] if PRODUCTS[name].matmul_unit and amx.is_ready() else ["matmul"]
 
 
 def columns_of(name: str) -> tuple[int, ...]:
@@ -129,4 +129,8 @@ def test_the_matrix_unit_gives_the_same_bits(name: str) -> None:
         for n_rows, n_tokens in ((4, 1), (37, 13), (131, 33), (300, 70)):
             rows, x = random_rows(name, rng, n_rows, n_columns), activations(rng, n_tokens, n_columns)
             got, wanted = product(name, "matmul_unit", x, rows), format_module(name).multiply(x, rows)
+            np.testing.assert_array_equal(got, wanted, f"{n_rows} rows, {n_columns} columns, {n_tokens} tokens")
+        for n_rows, n_tokens in ((4, 1), (37, 4), (131, 16), (300, 21), (64, 32)):
+            rows, x = random_rows(name, rng, n_rows, n_columns), activations(rng, n_tokens, n_columns)
+            got, wanted = product(name, "batch_unit", x, rows), format_module(name).multiply(x, rows)
             np.testing.assert_array_equal(got, wanted, f"{n_rows} rows, {n_columns} columns, {n_tokens} tokens")

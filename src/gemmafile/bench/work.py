@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from gemmafile.bench.machine import Limits
 from gemmafile.kernels import amx
 from gemmafile.kernels.formats_on import format_module
-from gemmafile.kernels.products import PRODUCTS, SEVERAL_TOKENS
+from gemmafile.kernels.products import FEW_TOKENS, PRODUCTS
 from gemmafile.model.tape import Attention, MatMul, Tape
 
 CACHE_BYTES = 2
@@ -82,10 +82,10 @@ def _add_attention(work: Work, op: Attention, p: Pass) -> None:
 
 def arithmetic_of(format_name: str, rows: int) -> str:
     """ "int8", "bf16" or "f32": what weights of a format are multiplied as; "unit": int8 on the matrix unit, which the
-    engine takes for many rows."""
+    engine takes for more than a few rows."""
     if format_module(format_name).ACTIVATIONS:
         has_kernel = PRODUCTS[format_name].matmul_unit is not None
-        return "unit" if has_kernel and rows > SEVERAL_TOKENS and amx.is_ready() else "int8"
+        return "unit" if has_kernel and rows > FEW_TOKENS and amx.is_ready() else "int8"
     return "bf16" if format_name == "BF16" else "f32"
 
 

@@ -16,6 +16,18 @@ tokens side by side:
     byte 160-175  d times the sum of q, float32[4]
 A quad past the end of a row holds zeros. "int8_32_many", for the matrix unit, has q block by block, int8[4][32].
 
+For up to 32 tokens on the matrix unit, in groups of 16 tokens side by side, lanes are tokens:
+
+"int8_256_by_16", 4928 bytes for 256 activations of 16 tokens:
+    byte 0-4095     q     int8[64][16 tokens][4]
+    byte 4096-4159  d     float32[16]
+    byte 4160-4415  the sums of 32 q each, int16[4][16][2]
+    byte 4416-4927  the sums of 16 q each, int16[8][16][2]
+"int8_32_by_16", 2560 bytes for 128 activations of 16 tokens:
+    byte 0-2047     q     int8[4 blocks][8][16 tokens][4]
+    byte 2048-2303  d     float32[4][16]
+    byte 2304-2559  d times the sum of q, float32[4][16]
+
 "bf16": rows of bfloat16, filled up with zeros to a multiple of 256 columns. "bf16_many", for the matrix unit, has
 1024 bytes for 256 columns of a token, all tokens side by side: [16 lanes][16], a number in four bytes, those of a lane
 in the order of its chain (`bf16.py`).
@@ -35,6 +47,8 @@ X, X_STRIDE, PACKED, COLUMNS = slots("X X_STRIDE PACKED COLUMNS")
 SUPER_BYTES, SUPER_MINUS_SUMS, SUPER_SUMS_32, SUPER_D, SUPER_SUMS_16 = 384, 256, 320, 336, 352
 QUAD_BYTES, QUAD_D, QUAD_MINUS_SUMS, QUAD_D_SUMS = 192, 128, 144, 160
 BF16_CHUNK, BF16_MANY_BYTES = 256, 1024
+SUPER_16_BYTES, SUPER_16_D, SUPER_16_SUMS_32, SUPER_16_SUMS_16 = 4928, 4096, 4160, 4416
+QUAD_16_BYTES, QUAD_16_D, QUAD_16_D_SUMS = 2560, 2048, 2304
 TOKEN_TILE = 6
 """Tokens a matrix product takes at a time; buffers of activations and results have room for whole tiles."""
 
@@ -72,10 +86,21 @@ def kernels() -> dict[str, Callable[..., None]]:
     store_bf16 = simd.store_bf16x16
     f32x16 = emit.vec("f32", 16)
     scatter = emit.make(emit.void, [emit.address, f32x16, f32x16], _scatter_pairs)
+    store_fours = _four_storer()
 
     @simd.device
     def padded(tokens):
         return quotient(tokens + 5, 6) * 6
+
+    @simd.device
+    def quantized_block(x, column, columns):
+        """The 32 numbers from a column on, zeros past the last: q in two vectors, their sum, d."""
+        x += 4 * column
+        v0, v1 = load_part(x, columns - column), load_part(x + 64, columns - column - 16)
+        taint = fma(v1, splat(f32(0)), v0 * splat(f32(0)))
+        scale, d = scale_and_d(max_lanes(larger(absolute(v0), absolute(v1))), sum_lanes(taint))
+        q0, q1 = quantized(v0, scale), quantized(v1, scale)
+        return q0, q1, sum_ints(q0 + q1), d
 
     def int8_256(op, shared, thread):
         n_blocks = quotient(load(op + COLUMNS), 256)
@@ -106,6 +131,65 @@ def kernels() -> dict[str, Callable[..., None]]:
                     before = total
                 store_f32(out + SUPER_D, d)
 
+    def int8_256_by_16(op, shared, thread):
+        n_blocks = quotient(load(op + COLUMNS), 256)
+        tokens = load(shared + load(op + ROWS))
+        groups, n_tasks = (tokens + 15) >> 4, tokens * n_blocks
+        while True:
+            first = 8 * atomic_add(op + NEXT, 1)
+            if first >= n_tasks:
+                return
+            for task in range(first, min(first + 8, n_tasks)):
+                row, block = quotient(task, n_blocks), remainder(task, n_blocks)
+                x = load(op + X) + row * load(op + X_STRIDE) + 1024 * block
+                out = load(op + PACKED) + (block * groups + (row >> 4)) * SUPER_16_BYTES
+                lane = 4 * (row & 15)
+                largest, taint = splat(f32(0)), splat(f32(0))
+                for i in range(16):
+                    v = load_v(x + 64 * i)
+                    largest, taint = larger(absolute(v), largest), fma(v, splat(f32(0)), taint)
+                scale, d = scale_and_d(max_lanes(largest), sum_lanes(taint))
+                before = types.int32(0)
+                for i in range(16):
+                    q = quantized(load_v(x + 64 * i), scale)
+                    store_fours(out + 256 * i + lane, to_bytes(q))
+                    total = sum_ints(q)
+                    sums = out + 64 * (i >> 1) + lane + 2 * (i & 1)
+                    store_i16(sums + SUPER_16_SUMS_16, types.int16(total))
+                    if i & 1:
+                        sums = out + 64 * (i >> 2) + lane + (i & 2)
+                        store_i16(sums + SUPER_16_SUMS_32, types.int16(before + total))
+                    before = total
+                store_f32(out + SUPER_16_D + lane, d)
+                if row == tokens - 1:  # old numbers of tokens that are not there could slow the float steps down
+                    for rest in range(lane + 4, 64, 4):
+                        store_f32(out + SUPER_16_D + rest, f32(0))
+
+    def int8_32_by_16(op, shared, thread):
+        columns = load(op + COLUMNS)
+        n_quads = quotient(columns + 127, 128)
+        tokens = load(shared + load(op + ROWS))
+        groups, n_tasks = (tokens + 15) >> 4, tokens * n_quads
+        while True:
+            first = 16 * atomic_add(op + NEXT, 1)
+            if first >= n_tasks:
+                return
+            for task in range(first, min(first + 16, n_tasks)):
+                row, quad = quotient(task, n_quads), remainder(task, n_quads)
+                out = load(op + PACKED) + (quad * groups + (row >> 4)) * QUAD_16_BYTES
+                lane = 4 * (row & 15)
+                for j in range(4):
+                    column = 128 * quad + 32 * j
+                    q0, q1, total, d = quantized_block(load(op + X) + row * load(op + X_STRIDE), column, columns)
+                    store_fours(out + 512 * j + lane, to_bytes(q0))
+                    store_fours(out + 512 * j + 256 + lane, to_bytes(q1))
+                    store_f32(out + QUAD_16_D + 64 * j + lane, d)
+                    store_f32(out + QUAD_16_D_SUMS + 64 * j + lane, d * f32(total))
+                    if row == tokens - 1:
+                        for rest in range(lane + 4, 64, 4):
+                            store_f32(out + QUAD_16_D + 64 * j + rest, f32(0))
+                            store_f32(out + QUAD_16_D_SUMS + 64 * j + rest, f32(0))
+
     def make_int8_32(block_step, half_step):
         """First halves of blocks lie block_step bytes apart, the last half of one half_step after its first."""
 
@@ -129,14 +213,9 @@ def kernels() -> dict[str, Callable[..., None]]:
                 out = load(op + PACKED) + (quad * padded(tokens) + row) * QUAD_BYTES
                 for j in range(4):
                     column = 128 * quad + 32 * j
-                    x = load(op + X) + row * load(op + X_STRIDE) + 4 * column
-                    v0, v1 = load_part(x, columns - column), load_part(x + 64, columns - column - 16)
-                    taint = fma(v1, splat(f32(0)), v0 * splat(f32(0)))
-                    scale, d = scale_and_d(max_lanes(larger(absolute(v0), absolute(v1))), sum_lanes(taint))
-                    q0, q1 = quantized(v0, scale), quantized(v1, scale)
+                    q0, q1, total, d = quantized_block(load(op + X) + row * load(op + X_STRIDE), column, columns)
                     store_q(out + block_step * j, to_bytes(q0))
                     store_q(out + block_step * j + half_step, to_bytes(q1))
-                    total = sum_ints(q0 + q1)
                     store_f32(out + QUAD_D + 4 * j, d)
                     store_i32(out + QUAD_MINUS_SUMS + 4 * j, types.int32(-total))
                     store_f32(out + QUAD_D_SUMS + 4 * j, d * f32(total))
@@ -170,9 +249,23 @@ def kernels() -> dict[str, Callable[..., None]]:
 
     int8_32, int8_32_many = make_int8_32(16, 64), make_int8_32(32, 16)
     return {
-        "int8_256": int8_256, "int8_32": int8_32, "int8_32_many": int8_32_many,
-        "bf16": make_bf16(False), "bf16_many": make_bf16(True),
+        "int8_256": int8_256, "int8_256_by_16": int8_256_by_16, "int8_32": int8_32, "int8_32_many": int8_32_many,
+        "int8_32_by_16": int8_32_by_16, "bf16": make_bf16(False), "bf16_many": make_bf16(True),
     }  # fmt: skip
+
+
+def _four_storer() -> Any:
+    """store(address, i8x16): each four bytes 64 bytes behind the last ones."""
+    import llvmlite.ir as ir
+
+    from gemmafile.kernels import emit
+
+    def code(b: Any, at: Any, v: Any) -> None:
+        fours = b.bitcast(v, ir.VectorType(emit.I32, 4))
+        for i in range(4):
+            emit.store_at(b, b.extract_element(fours, ir.Constant(emit.I32, i)), at, 64 * i)
+
+    return emit.make(emit.void, [emit.address, emit.vec("i8", 16)], code)
 
 
 def _scatter_pairs(b: Any, out: Any, low: Any, high: Any) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-FEW_TOKENS, SEVERAL_TOKENS = 3, 24
-"""Up to FEW_TOKENS are multiplied one by one straight from the weights' bytes, more go through a panel of weights; more
-than SEVERAL_TOKENS through the matrix unit where there is one."""
+FEW_TOKENS, SEVERAL_TOKENS = 3, 32
+"""Up to FEW_TOKENS are multiplied one by one straight from the weights' bytes, more go through a panel of weights.
+Where there is a matrix unit, up to SEVERAL_TOKENS go through it with the weights as they lie, more with panels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Product:
     """How a format is multiplied: kernels for few and for more tokens, and what packs the activations for them.
 
-    `matmul_unit`, `packing_unit`  the same on a matrix unit, where the format has such kernels
+    `matmul_unit`, `packing_unit`  for many tokens on a matrix unit, where the format has such kernels
+    `batch_unit`, `packing_batch`  for several
     """
 
     matvec: str
@@ -21,12 +22,14 @@ class Product:
     packing: str | None
     matmul_unit: str | None = None
     packing_unit: str | None = None
+    batch_unit: str | None = None
+    packing_batch: str | None = None
 
 
 PRODUCTS = {
     name: Product(
         f"{name.lower()}.matvec", f"{name.lower()}.matmul", kind, f"{name.lower()}.matmul_amx",
-        "int8_32_many" if kind == "int8_32" else kind,
+        "int8_32_many" if kind == "int8_32" else kind, f"{name.lower()}.batch_amx", f"{kind}_by_16",
     )
     for kind, names in {
         "int8_256": ("Q6_K", "Q5_K", "Q4_K", "IQ4_XS", "Q3_K", "Q2_K"),

@@ -58,10 +58,13 @@ class Quad:
 
 
 def build_kernels(f: Quad) -> dict[str, Callable[..., None]]:
-    from gemmafile.kernels import quads_amx
+    from gemmafile.kernels import batch_amx, quads_amx
 
     matvec = make_matvec([_make_walk(f, n) for n in (1, 2, 3)], 32, QUAD_BYTES)
-    return {"matvec": matvec, "matmul": _make_matmul(f), "matmul_amx": quads_amx.make_matmul(f)}
+    return {
+        "matvec": matvec, "matmul": _make_matmul(f), "matmul_amx": quads_amx.make_matmul(f),
+        "batch_amx": batch_amx.make_quads(f),
+    }  # fmt: skip
 
 
 def _make_walk(f: Quad, n_tokens: int) -> Any:

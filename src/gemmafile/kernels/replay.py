@@ -17,6 +17,7 @@ from gemmafile.kernels import (
     amx,
     attention,
     attention_store,
+    batch_amx,
     bf16,
     packing,
     pointwise,
@@ -55,7 +56,7 @@ from gemmafile.kernels.ops import (
     float_bits,
 )  # fmt: skip
 from gemmafile.kernels.packing import allocated_tokens, packed_bytes
-from gemmafile.kernels.products import PRODUCTS, size_class
+from gemmafile.kernels.products import PRODUCTS, Product, size_class
 from gemmafile.kernels.rotary import inverse_frequencies, rotary_table
 from gemmafile.kernels.threads import Team, yield_address
 from gemmafile.model.batch import Batch
@@ -207,7 +208,7 @@ class CpuReplay:
         self._positions, self._outputs = np.zeros(n, np.int32), np.zeros(n, np.int32)
         self._row_tables = np.zeros(n, np.int64)
         group = self.config.n_heads // self.config.n_kv_heads
-        products = (superblocks, quads, superblocks_amx, quads_amx, bf16)
+        products = (superblocks, quads, superblocks_amx, quads_amx, bf16, batch_amx)
         needs = (attention.scratch_bytes(group, self.cache.width), *(module.SCRATCH_NEEDED for module in products))
         scratch = -(-max(needs) // 4096) * 4096 + 128  # threads' scratch not at the same place in their pages
         self._scratch = aligned_bytes(scratch * threads)
@@ -328,21 +329,22 @@ class CpuReplay:
     def _matmul(self, op: MatMul) -> list[Record]:
         """Pack the activations for each kind of weights there is, then multiply; no waiting in between."""
         products = [PRODUCTS[w.format.name] for w in op.weights]
-        kinds = {p.packing: p.packing_unit for p in products if p.packing is not None}
-        records = [self._pack(op.x, kind, unit_kind) for kind, unit_kind in kinds.items()]
+        records = [self._pack(op.x, p) for p in {p.packing: p for p in products if p.packing is not None}.values()]
         for weight, out in zip(op.weights, op.outs, strict=True):
             record = self._product(op.x, weight, out)
             record.barrier = weight is op.weights[-1]
             records.append(record)
         return records
 
-    def _pack(self, x: Value, kind: str, unit_kind: str | None) -> Record:
+    def _pack(self, x: Value, product: Product) -> Record:
+        assert product.packing is not None
         fields = {
             packing.X: self._arena.address(x), packing.X_STRIDE: self._arena.stride(x),
-            packing.PACKED: self._packed[kind].ctypes.data, packing.COLUMNS: x.width,
+            packing.PACKED: self._packed[product.packing].ctypes.data, packing.COLUMNS: x.width,
         }  # fmt: skip
-        many = f"packing.{unit_kind}" if unit_kind is not None and self._has_unit else None
-        return Record(f"packing.{kind}", fields, many=many)
+        several = f"packing.{product.packing_batch}" if product.packing_batch and self._has_unit else None
+        many = f"packing.{product.packing_unit}" if product.packing_unit and self._has_unit else None
+        return Record(f"packing.{product.packing}", fields, several=several, many=many)
 
     def _product(self, x: Value, weight: Weight, out: Value) -> Record:
         product = PRODUCTS[weight.format.name]
@@ -353,8 +355,9 @@ class CpuReplay:
             s.PACKED_STRIDE: 0 if kind else self._arena.stride(x),
             s.OUT: self._arena.address(out), s.OUT_STRIDE: self._arena.stride(out),
         }  # fmt: skip
+        several = product.batch_unit if product.batch_unit and self._has_unit else product.matmul
         many = product.matmul_unit if self._has_unit else None
-        return Record(product.matvec, fields, several=product.matmul, many=many)
+        return Record(product.matvec, fields, several=several, many=many)
 
     def _attention(self, op: Attention) -> list[Record]:
         a, cache, arena, tasks = attention, self.cache, self._arena, self._attention_tasks

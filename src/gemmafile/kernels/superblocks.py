@@ -72,10 +72,13 @@ class SuperBlock:
 
 
 def build_kernels(f: SuperBlock) -> dict[str, Callable[..., None]]:
-    from gemmafile.kernels import superblocks_amx
+    from gemmafile.kernels import batch_amx, superblocks_amx
 
     matvec = make_matvec([_make_walk(f, n) for n in (1, 2, 3)], 256, SUPER_BYTES)
-    return {"matvec": matvec, "matmul": _make_matmul(f), "matmul_amx": superblocks_amx.make_matmul(f)}
+    return {
+        "matvec": matvec, "matmul": _make_matmul(f), "matmul_amx": superblocks_amx.make_matmul(f),
+        "batch_amx": batch_amx.make_superblocks(f),
+    }  # fmt: skip
 
 
 def _make_walk(f: SuperBlock, n_tokens: int) -> Any:

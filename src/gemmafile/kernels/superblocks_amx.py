@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 TASK_ROWS, CHUNK_ROWS, PANEL_BLOCKS = 128, 32, 2
 _PANEL = 64 * 64
 """Bytes of 16 rows x 256 weights."""
-NARROWED = [8 * (i // 2 % 2) + 2 * (i // 4) + i % 2 for i in range(16)]
-"""Which four weights of a chunk stand at each place after narrowing."""
 _META = 1024 + 128
 """Minima of 16 rows, then d and the scale of the minima."""
 _UNPACKED, _SUMS = 9 * 1024, 4 * 1024 + 256
@@ -51,10 +49,9 @@ def make_matmul(f: SuperBlock) -> Callable[..., None]:
     quotient, remainder, store_bytes, store_ints = simd.quotient, simd.remainder, simd.store_u8x64, simd.store_i32x16
     bytes_, d_at, min_at, chunk, scales = f.bytes, f.d, f.min_scale, f.chunk, f.scales or no_scales()
     has_minimum = f.sub_minima > 0
-    scaled = [_make_scaled(f, j) for j in range(4)]
+    scaled = [make_scaled(f, j) for j in range(4)]
     scaled0, scaled1, scaled2, scaled3 = scaled
-    in_order = transposer([64 * i for i in range(16)])
-    transpose = transposer([64 * i for i in NARROWED])
+    transpose = transposer([64 * i for i in range(16)])
     finish0, finish1, finish2, finish3 = (_make_finish(f, range(8 * j, 8 * j + 8)) for j in range(4))
 
     @simd.device
@@ -84,7 +81,7 @@ def make_matmul(f: SuperBlock) -> Callable[..., None]:
         for j in range(8):
             transpose(unpacked + 1024 * j, panels + 1024 * j)
         if has_minimum:
-            in_order(unpacked + 8192, minima)
+            transpose(unpacked + 8192, minima)
 
     @simd.device
     def step(a, panel, j):
@@ -189,34 +186,35 @@ def make_matmul(f: SuperBlock) -> Callable[..., None]:
     return matmul
 
 
-def _make_scaled(f: SuperBlock, j: int) -> Any:
-    """scaled(chunk, scales) -> (low, high): 64 weights of chunk j times their sub-scales, split into two bytes, in the
-    order of NARROWED: the narrowing instruction takes eight weights of one half and eight of the other in turn."""
+def make_scaled(f: SuperBlock, j: int) -> Any:
+    """scaled(chunk, scales) -> (low, high): 64 weights of chunk j times their sub-scales, split into two bytes."""
     import llvmlite.ir as ir
     from numba.core import types
 
     from gemmafile.kernels import emit
 
     words = ir.VectorType(emit.I16, 32)
-    size = 256 // (f.sub_scales or 16)
+    n = f.sub_scales
     pair = types.UniTuple(emit.vec("u8", 64), 2)
 
+    def splat(value: int) -> Any:
+        return emit.splat_constant(words, value)
+
     def code(b: Any, chunk: Any, scales: Any) -> Any:
-        short = b.trunc(scales, ir.VectorType(emit.I16, 16))
-        products = []
-        for part in range(2):
-            weights = b.zext(emit.shuffle(b, chunk, chunk, range(32 * part, 32 * part + 32)), words)
-            if f.offset:
-                weights = b.sub(weights, emit.splat_constant(words, f.offset))
-            scale = emit.shuffle(b, short, short, [(64 * j + 32 * part + i) // size for i in range(32)])
-            products.append(b.mul(weights, scale) if f.sub_scales else weights)
-        low = [b.and_(p, emit.splat_constant(words, 127)) for p in products]
-        high = [b.ashr(p, emit.splat_constant(words, 7)) for p in products]
-        result = ir.Constant(ir.ArrayType(ir.VectorType(emit.I8, 64), 2), ir.Undefined)
-        for i, halves in enumerate((low, high)):
-            packed = emit.call(b, "llvm.x86.avx512.packsswb.512", ir.VectorType(emit.I8, 64), halves)
-            result = b.insert_value(result, packed, i)
-        return result
+        """Bytes of even and of odd places are widened and put together again by masks and shifts: no shuffles."""
+        both = b.bitcast(chunk, words)
+        even, odd = b.and_(both, splat(0xFF)), b.lshr(both, splat(8))
+        if f.offset:
+            even, odd = b.sub(even, splat(f.offset)), b.sub(odd, splat(f.offset))
+        if n:
+            short = b.trunc(emit.shuffle(b, scales, scales, range(n)), ir.VectorType(emit.I16, n))
+            by = emit.shuffle(b, short, short, [(64 * j + 2 * i) // (256 // n) for i in range(32)])
+            even, odd = b.mul(even, by), b.mul(odd, by)
+        low = b.or_(b.and_(even, splat(0x7F)), b.and_(b.shl(odd, splat(8)), splat(0x7F00)))
+        high = b.or_(b.and_(b.ashr(even, splat(7)), splat(0xFF)), b.and_(b.shl(odd, splat(1)), splat(0xFF00)))
+        bytes_ = ir.VectorType(emit.I8, 64)
+        result = ir.Constant(ir.ArrayType(bytes_, 2), ir.Undefined)
+        return b.insert_value(b.insert_value(result, b.bitcast(low, bytes_), 0), b.bitcast(high, bytes_), 1)
 
     return emit.make(pair, [emit.vec("u8", 64), emit.vec("i32", 16)], code)
 
