@@ -72,10 +72,10 @@ def test_formats_are_multiplied_as(name: str, kind: str) -> None:
     assert arithmetic_of(name, 1) == kind
 
 
-def test_many_rows_go_through_the_matrix_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_than_a_few_rows_go_through_the_matrix_unit(monkeypatch: pytest.MonkeyPatch) -> None:
     for is_ready, expected in ((True, ["int8", "unit", "f32"]), (False, ["int8", "int8", "f32"])):
         monkeypatch.setattr(amx, "is_ready", lambda is_ready=is_ready: is_ready)
-        assert [arithmetic_of(name, rows) for name, rows in (("Q6_K", 8), ("Q6_K", 100), ("F32", 100))] == expected
+        assert [arithmetic_of(name, rows) for name, rows in (("Q6_K", 3), ("Q6_K", 5), ("F32", 100))] == expected
 
 
 def test_the_least_time_is_work_by_limit() -> None:
