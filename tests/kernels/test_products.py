@@ -22,8 +22,9 @@ def product(name: str, kind: str, x: np.ndarray, rows: np.ndarray, n_threads: in
 
 
 def kinds_of_many(name: str) -> list[str]:
-    """The kernels for many tokens that this machine has."""
-    return ["matmul", "matmul_unit", "batch_unit"] if PRODUCTS[name].matmul_unit and amx.is_ready() else ["matmul"]
+    """The kernels for several and for many tokens that this machine has."""
+    units = [kind for kind in ("matmul_unit", "batch_unit") if getattr(PRODUCTS[name], kind)]
+    return ["matmul", *(units if amx.is_ready() else [])]
 
 
 def columns_of(name: str) -> tuple[int, ...]:
@@ -126,11 +127,10 @@ def test_the_matrix_unit_gives_the_same_bits(name: str) -> None:
         pytest.skip("no matrix unit (AMX) that works on this machine")
     rng = np.random.default_rng(12)
     for n_columns in columns_of(name):
-        for n_rows, n_tokens in ((4, 1), (37, 13), (131, 33), (300, 70)):
-            rows, x = random_rows(name, rng, n_rows, n_columns), activations(rng, n_tokens, n_columns)
-            got, wanted = product(name, "matmul_unit", x, rows), format_module(name).multiply(x, rows)
-            np.testing.assert_array_equal(got, wanted, f"{n_rows} rows, {n_columns} columns, {n_tokens} tokens")
-        for n_rows, n_tokens in ((4, 1), (37, 4), (131, 16), (300, 21), (64, 32)):
-            rows, x = random_rows(name, rng, n_rows, n_columns), activations(rng, n_tokens, n_columns)
-            got, wanted = product(name, "batch_unit", x, rows), format_module(name).multiply(x, rows)
-            np.testing.assert_array_equal(got, wanted, f"{n_rows} rows, {n_columns} columns, {n_tokens} tokens")
+        sizes = {"matmul_unit": ((4, 1), (37, 13), (131, 33), (300, 70)),
+                 "batch_unit": ((4, 1), (37, 4), (131, 16), (300, 21), (64, 32))}  # fmt: skip
+        for kind in kinds_of_many(name)[1:]:
+            for n_rows, n_tokens in sizes[kind]:
+                rows, x = random_rows(name, rng, n_rows, n_columns), activations(rng, n_tokens, n_columns)
+                got, wanted = product(name, kind, x, rows), format_module(name).multiply(x, rows)
+                np.testing.assert_array_equal(got, wanted, f"{kind}: {n_rows} rows of {n_columns}, {n_tokens} tokens")
