@@ -4,18 +4,19 @@
 #   make test     the tests that need nothing but the package
 #   make check    lint, types, and the same tests at full size against torch, transformers and llama.cpp
 #   make bench    speed on this machine, beside the machine's own limit
+#   make demo-pack  the same model as one executable file, made and asked a question
 #   make wheel    a wheel in dist/ that carries machine code and runs without Numba
 #
 # pip's own configuration (PIP_* variables, pip.conf) is respected.
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint bench wheel lock clean
+.PHONY: help demo demo-pack test check lint bench wheel lock clean
 
 MODEL ?= smollm2
 TEST_ARGS ?=
 
 help:
-	@sed -n '3,7s/^#//p' Makefile
+	@sed -n '3,9s/^#//p' Makefile
 
 # --- environments: made once, again only when a lock file changes; the stamp is written last -------------------------
 
@@ -29,6 +30,11 @@ help:
 
 demo: .venv/ready
 	@sh tools/demo.sh $(MODEL)
+
+demo-pack: .venv/ready
+	@model=$$(.venv/bin/python tools/get_model.py $(MODEL)) && mkdir -p build && \
+		.venv/bin/gemmafile pack "$$model" -o build/demo.llamafile --accept-license && \
+		build/demo.llamafile --temp 0 -n 40 -p "Once upon a time"
 
 test: .venv/ready
 	@for model in smollm2 gemma3; do .venv/bin/python tools/get_model.py $$model >/dev/null || \

@@ -41,6 +41,9 @@ def main(args: argparse.Namespace) -> int:
     """Print the description of `args.file` to stdout. Raises BadFile if it is no model."""
     with open_model(args.file) as model:
         description = describe_model(model)
+    packed = describe_packed(args.file)
+    if packed is not None:
+        description["packed"] = packed
     if args.json:
         text = json.dumps(description, indent=2, allow_nan=False)
     else:
@@ -67,6 +70,23 @@ def describe_model(model: ModelFile) -> dict[str, Any]:
         "formats": _describe_formats(tensors),
         "metadata": {key: _describe_value(model, key) for key in model.metadata},
         "tensors": [_describe_tensor(tensor) for tensor in tensors],
+    }
+
+
+def describe_packed(path: Path) -> dict[str, Any] | None:
+    """Where a packed file comes from and what it carries; None for another kind of file. Raises BadFile."""
+    from gemmafile.pack.verify import is_packed, read_manifest
+
+    if not path.is_file() or not is_packed(path):
+        return None
+    checked = read_manifest(path)
+    manifest = checked.manifest
+    return {
+        "tool": manifest.tool,
+        "provenance": manifest.provenance,
+        "weights": [{"name": w.name, "sha256": w.sha256, "tree": w.root, "n_bytes": w.size} for w in manifest.weights],
+        "signed": checked.signature is not None,
+        "members": [{"name": m.name, "n_bytes": m.size, "offset": m.offset} for m in manifest.members],
     }
 
 
@@ -141,6 +161,8 @@ def _finite(value: Any) -> Any:
 def format_description(description: dict[str, Any]) -> Iterable[str]:
     """The lines of the text: summary, metadata, tensors, sizes, chat template."""
     yield from _format_summary(description)
+    if "packed" in description:
+        yield from _format_packed(description["packed"])
     yield f"\nMetadata: {len(description['metadata'])} keys"
     rows = [(key, field["type"], _format_field(field)) for key, field in description["metadata"].items()]
     yield from _format_table(rows, "<<<")
@@ -151,6 +173,15 @@ def format_description(description: dict[str, Any]) -> Iterable[str]:
     if description["chat_template"] is not None:
         yield "\nChat template"
         yield from (f"  {_printable(line)}" for line in description["chat_template"].split("\n"))
+
+
+def _format_packed(packed: dict[str, Any]) -> Iterable[str]:
+    yield "\nPacked file"
+    rows = {"packed by": packed["tool"], "signed": "yes: gemmafile verify --key" if packed["signed"] else "no"}
+    rows |= {name.replace("_", " "): str(value) for name, value in packed["provenance"].items()}
+    rows |= {f"SHA-256 of {w['name']}": w["sha256"] for w in packed["weights"]}
+    yield from (f"  {name}: {_printable(value)}" for name, value in rows.items())
+    yield from _format_table([(m["name"], f"{m['n_bytes']:,}") for m in packed["members"]], "<>", ("member", "bytes"))
 
 
 def _format_summary(description: dict[str, Any]) -> Iterable[str]:

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 from gemmafile.errors import BadFile, GemmafileError
 from gemmafile.pack.build import Sign, check_room, write_at, write_manifest, write_small
 from gemmafile.pack.edition import Contents, Edition, Environment, PackedRuntime, alignment_of, compose
-from gemmafile.pack.layout import HEAD_BYTES, INDEX, PAGE, SLOTS, Member, directory, gaps, place
+from gemmafile.pack.layout import HEAD_BYTES, INDEX, PAGE, SLOT_BYTES, SLOTS, Member, directory, gaps, place
 from gemmafile.pack.verify import Checked, find_order, read_index, read_manifest
 
 
@@ -73,6 +73,8 @@ def finish(path: Path, file: BinaryIO) -> Opened:
     if index is None:
         raise BadFile(path, "its head is damaged: it cannot be edited (see gemmafile verify)")
     if file.seek(0, 2) > manifest.size:
+        write_at(file, SLOTS[1 - manifest.slot], b"\n" * SLOT_BYTES)
+        _sync(file)
         file.truncate(manifest.size)
         _sync(file)
     members = [*checked.own, *manifest.members]

@@ -1,0 +1,149 @@
+"""A packed file is a program, an archive, and a model that comes out again as it went in."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from gemmafile.cli.main import main
+from gemmafile.files.open import open_model
+from tests.pack.conftest import Packed, start
+
+PROMPT = ("-p", "Once upon a time", "--no-display-prompt")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+def test_it_answers_from_a_folder_of_its_own(packed: Packed, home: Path) -> None:
+    plain = subprocess.run(
+        [sys.executable, "-m", "gemmafile", "-m", packed.model, *PROMPT, "--temp", "0", "-n", "4"],
+        capture_output=True, text=True, timeout=120, check=True, env={"PYTHONPATH": "src", "PATH": "/usr/bin:/bin"},
+    )  # fmt: skip
+    first, second = (start(packed.path, *PROMPT, home=home) for _ in range(2))
+    assert first.returncode == 0, first.stderr
+    assert first.stdout == second.stdout == plain.stdout
+    assert plain.stdout.strip()
+    assert sorted(p.name.split("-")[0] for p in (home / ".cache/gemmafile").iterdir() if p.is_dir()) == ["env"]
+
+
+@pytest.mark.parametrize("shell", ["sh", "dash", "bash", "busybox", "zsh", "mksh", "fish"])
+def test_any_shell_starts_it(packed: Packed, home: Path, tmp_path: Path, shell: str) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"there is no {shell} here")
+    path = tmp_path / "földer with späce" / "a b.llamafile"
+    path.parent.mkdir()
+    path.symlink_to(packed.path)
+    words = ["sh"] if shell == "busybox" else []
+    done = subprocess.run(
+        [shell, *words, "-c", "'./a b.llamafile' --version"], cwd=path.parent, capture_output=True, text=True,
+        timeout=60, env={"PATH": "/usr/bin:/bin", "HOME": str(home), "GEMMAFILE_PYTHON": sys.executable}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "packed by gemmafile" in done.stdout
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams(packed: Packed, home: Path, closed: str) -> None:
+    command = f"exec {packed.path} -p Once -n 1 {closed}"
+    done = subprocess.run(
+        ["sh", "-c", command], capture_output=True, text=True, timeout=60, check=False,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(home), "GEMMAFILE_PYTHON": sys.executable},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_first_starts_at_once_unpack_once(packed: Packed, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(6) as pool:
+        done = list(pool.map(lambda _: start(packed.path, *PROMPT, home=tmp_path), range(6)))
+    assert {d.returncode for d in done} == {0}, done
+    assert len({d.stdout for d in done}) == 1
+    left = [p.name for p in (tmp_path / ".cache/gemmafile").iterdir() if p.name.startswith("env-")]
+    assert len([name for name in left if not name.endswith(".lock")]) == 1
+
+
+def test_a_changed_file_in_the_cache_does_not_run(packed: Packed, tmp_path: Path) -> None:
+    assert start(packed.path, "--version", home=tmp_path).returncode == 0
+    (env,) = (p for p in (tmp_path / ".cache/gemmafile").iterdir() if p.is_dir())
+    (env / "gemmafile/cli/packed.py").write_text("print('HACKED')\n")
+    assert "HACKED" not in start(packed.path, "--version", home=tmp_path).stdout
+    (env / "json.py").write_text("print('HACKED')\n")
+    done = start(packed.path, "--version", home=tmp_path)
+    assert done.returncode == 0
+    assert "HACKED" not in done.stdout
+    assert not (env / "json.py").exists()
+
+
+def test_a_cache_that_others_may_write_is_not_used(packed: Packed, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    cache.chmod(0o777)
+    done = start(packed.path, "--version", home=tmp_path / "home", GEMMAFILE_CACHE=str(cache))
+    assert done.returncode == 0, done.stderr
+    assert not list(cache.iterdir())
+    cache.chmod(0o700)
+    link = tmp_path / "link"
+    link.symlink_to(cache)
+    assert start(packed.path, "--version", home=tmp_path / "home", GEMMAFILE_CACHE=str(link)).returncode == 0
+    assert not list(cache.iterdir())
+
+
+def test_it_tells_about_itself(packed: Packed, home: Path, tmp_path: Path) -> None:
+    for flag, text in (("--license", "Apache License"), ("--card", "no model card"), ("--doctor", "Known gotchas")):
+        done = start(packed.path, flag, home=home)
+        assert done.returncode == 0, done.stderr
+        assert text in done.stdout
+    assert start(packed.path, "--verify", home=home).returncode == 0
+    assert hashlib.sha256(packed.model.read_bytes()).hexdigest() in start(packed.path, "--inspect", home=home).stdout
+    done = start(packed.path, "--extract", tmp_path / "out", home=home)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / packed.model.name).read_bytes() == packed.model.read_bytes()
+
+
+def test_it_is_an_ordinary_archive(packed: Packed) -> None:
+    with zipfile.ZipFile(packed.path) as archive:
+        assert archive.testzip() is None
+        names = archive.namelist()
+        assert archive.read(packed.model.name) == packed.model.read_bytes()
+        assert all(info.compress_type == zipfile.ZIP_STORED for info in archive.infolist())
+    assert {".args", "LICENSE.gemmafile", "index.json", "manifest.json"} <= set(names)
+    weights = next(iter(open_model(packed.path).tensors.values()))
+    assert weights.offset % 32 == 0
+    if shutil.which("unzip"):
+        done = subprocess.run(["unzip", "-t", packed.path], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
+        assert "warning" not in done.stdout + done.stderr
+
+
+def test_the_same_inputs_give_the_same_bytes(packed: Packed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GEMMAFILE_CACHE", str(Path("build/pack-tests").absolute()))
+    words = ["pack", packed.model, "-o", tmp_path / "again", "--no-runtime", "--cpu", "none", "--quiet"]
+    assert main([*map(str, words), "--", "--temp", "0", "-n", "4"]) == 0
+    assert (tmp_path / "again").read_bytes() == packed.path.read_bytes()
+
+
+def test_gemma_is_refused_without_its_terms(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from tests.tiny import write_small
+
+    model = write_small(tmp_path / "g.gguf", "gemma2")
+    words = ["pack", str(model), "-o", str(tmp_path / "g"), "--no-runtime", "--cpu", "none", "--quiet"]
+    assert main(words) == 2
+    assert "--accept-license" in capfd.readouterr().err
+    assert not (tmp_path / "g").exists()
+
+
+def test_arguments_of_the_file_and_of_the_user() -> None:
+    from gemmafile.cli.defaults import merge_args
+
+    assert merge_args(["-n", "3", "...", "--temp", "0"], ["-p", "x"]) == ["-n", "3", "-p", "x", "--temp", "0"]
+    assert merge_args(["-n", "3"], []) == ["-n", "3"]
+    assert merge_args(["-n", "3"], ["-p", "x"]) == ["-p", "x"]

@@ -1,0 +1,203 @@
+"""Damage is found wherever it is; an edit leaves the old file or the new one; signatures break."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gemmafile.cli.main import main
+from gemmafile.errors import BadFile
+from gemmafile.pack import edit
+from gemmafile.pack.verify import find_damage, read_manifest
+from tests.pack.conftest import Packed, start
+
+needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl here")
+
+
+def is_whole(path: Path) -> bool:
+    try:
+        return not find_damage(path, read_manifest(path), lambda n: None)
+    except BadFile as error:
+        assert "\n" not in str(error)
+        return False
+
+
+def places(path: Path) -> list[tuple[str, int, int]]:
+    """(name, offset, size) of everything in a packed file."""
+    checked = read_manifest(path)
+    found = [("page", 0, 4096), ("slot A", 4096, 30720), ("slot B", 34816, 30720)]
+    for member in [*checked.own, *checked.manifest.members]:
+        found.append((f"header of {member.name}", member.header_offset, member.header_bytes))
+        found.append((member.name, member.offset, member.size))
+    return [*found, ("directory", path.stat().st_size - 4096, 4096)]
+
+
+def test_every_kind_of_damage_is_found(copy: Path, full: bool) -> None:
+    assert is_whole(copy)
+    random_ = random.Random(3)
+    areas = places(copy)
+    for turn in range(1000 if full else 2 * len(areas)):
+        name, offset, size = areas[turn % len(areas)]
+        at = offset + random_.randrange(size)
+        with copy.open("r+b") as file:
+            file.seek(at)
+            old = file.read(1)
+            file.seek(at)
+            file.write(bytes([old[0] ^ (1 << random_.randrange(8))]))
+        assert not is_whole(copy), f"{name}, byte {at}"
+        with copy.open("r+b") as file:
+            file.seek(at)
+            file.write(old)
+    assert is_whole(copy)
+
+
+@pytest.mark.parametrize("change", ["cut", "longer"])
+def test_another_length_is_found(copy: Path, change: str) -> None:
+    with copy.open("r+b") as file:
+        if change == "cut":
+            file.truncate(copy.stat().st_size - 1)
+        else:
+            file.seek(0, 2)
+            file.write(b"\0")
+    assert not is_whole(copy)
+
+
+def test_damage_in_weights_names_the_tensor(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    manifest = read_manifest(copy).manifest
+    entry = manifest.weights[0]
+    member = next(m for m in manifest.members if m.name == entry.name)
+    name, offset, _ = entry.tensors[0]
+    with copy.open("r+b") as file:
+        file.seek(member.offset + offset)
+        file.write(b"\xff\xfe")
+    assert main(["verify", str(copy), "--quiet"]) == 1
+    out = capfd.readouterr().out
+    assert entry.name in out
+    assert name in out
+
+
+def test_damaged_code_does_not_run(packed: Packed, copy: Path, tmp_path: Path, full: bool) -> None:
+    random_ = random.Random(4)
+    areas = [area for area in places(copy) if area[1] >= 65536 and not area[0].startswith(packed.model.name)]
+    areas += [area for area in places(copy) if area[0].startswith("slot A")]
+    for turn in range(100 if full else 8):
+        name, offset, size = random_.choice(areas)
+        at = offset + random_.randrange(size)
+        with copy.open("r+b") as file:
+            file.seek(at)
+            old = file.read(1)
+            file.seek(at)
+            file.write(bytes([old[0] ^ 0x10]))
+        done = start(copy, "-p", "Once", "-n", "1", home=tmp_path / str(turn))
+        assert "Traceback" not in done.stderr, (name, at, done.stderr)
+        if name.startswith("wheels/") and not name.startswith(("wheels/llg", "header")):
+            assert done.returncode != 0 or not done.stderr, (name, at)
+        with copy.open("r+b") as file:
+            file.seek(at)
+            file.write(old)
+
+
+def test_an_edit_changes_what_it_should_and_no_more(packed: Packed, copy: Path, tmp_path: Path) -> None:
+    card = tmp_path / "card.md"
+    card.write_text("---\nlicense_link: LICENSE\nprompt_template: |\n  a\n  b\n---\n# Card\n")
+    for turn in range(4):
+        words = ["edit", str(copy), "--quiet", "--card", str(card), "--set-args", f"--seed {turn} ..."]
+        assert main(words) == 0
+        assert is_whole(copy)
+        with zipfile.ZipFile(copy) as archive:
+            assert archive.testzip() is None
+            assert archive.read(".args") == f"--seed\n{turn}\n...\n".encode()
+            assert archive.read("README.md") == card.read_bytes()
+            assert archive.read(packed.model.name) == packed.model.read_bytes()
+    assert copy.stat().st_size < packed.path.stat().st_size + 200_000
+    assert start(copy, "--card", home=tmp_path).stdout == card.read_text()
+    assert main(["edit", str(copy), "--quiet", "--remove", "card,args"]) == 0
+    assert is_whole(copy)
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def test_an_edit_killed_anywhere_leaves_the_old_file_or_the_new(
+    packed: Packed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every write, truncation and sync of an edit is the last one once."""
+    old, new = b"--temp\n0\n-n\n4\n...\n", b"--seed\n9\n...\n"
+    calls = {"left": 0}
+
+    def dying(name: str) -> Callable[..., object]:
+        real = getattr(os, name)
+
+        def call(*arguments: object) -> object:
+            calls["left"] -= 1
+            if calls["left"] == 0:
+                if name == "pwrite" and len(arguments[1]) > 4096:  # type: ignore[arg-type]
+                    real(arguments[0], bytes(arguments[1])[:4096], arguments[2])  # type: ignore[call-overload]
+                raise Killed
+            return real(*arguments)
+
+        return call
+
+    path, seen = tmp_path / "k.llamafile", set()
+    for last in range(1, 80):
+        shutil.copy(packed.path, path)
+        calls["left"] = last
+        with monkeypatch.context() as patch:
+            for name in ("pwrite", "fsync"):
+                patch.setattr(os, name, dying(name))
+            try:
+                assert main(["edit", str(path), "--quiet", "--set-args", "--seed 9 ..."]) == 0
+                finished = True
+            except Killed:
+                finished = False
+        assert is_whole(path), last
+        with zipfile.ZipFile(path) as archive:
+            assert archive.testzip() is None, last
+            seen.add(archive.read(".args"))
+        with edit.open_for_edit(path) as opened:
+            assert edit.contents_of(opened).files[".args"] in (old, new)
+        assert is_whole(path)
+        if finished:
+            break
+    assert finished
+    assert seen == {old, new}
+
+
+@needs_openssl
+def test_a_signature_breaks_with_any_change(packed: Packed, copy: Path, tmp_path: Path) -> None:
+    key, public, other = (tmp_path / name for name in ("key.pem", "pub.pem", "other.pem"))
+    for path in (key, other):
+        subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", path], check=True)
+    subprocess.run(["openssl", "pkey", "-in", key, "-pubout", "-out", public], check=True)
+    assert main(["verify", str(copy), "--quiet", "--key", str(public)]) == 1
+    assert main(["edit", str(copy), "--quiet", "--sign", str(key)]) == 0
+    assert main(["verify", str(copy), "--quiet", "--key", str(public)]) == 0
+    with zipfile.ZipFile(copy) as archive:
+        for name in ("manifest.json", "manifest.sig", "manifest.pub"):
+            (tmp_path / name).write_bytes(archive.read(name))
+    stock = ["openssl", "pkeyutl", "-verify", "-pubin", "-inkey", "manifest.pub", "-rawin", "-in", "manifest.json"]
+    subprocess.run([*stock, "-sigfile", "manifest.sig"], cwd=tmp_path, check=True, capture_output=True)
+    random_ = random.Random(6)
+    for name, offset, size in places(copy):
+        at = offset + random_.randrange(size) if name != "directory" else offset + size - 1 - random_.randrange(600)
+        with copy.open("r+b") as file:
+            file.seek(at)
+            old = file.read(1)
+            file.seek(at)
+            file.write(bytes([old[0] ^ 1]))
+        if not (34816 > at >= 4096):  # after one edit slot A is the spare one, whose bytes mean nothing
+            assert main(["verify", str(copy), "--quiet", "--key", str(public)]) == 1, at
+        with copy.open("r+b") as file:
+            file.seek(at)
+            file.write(old)
+    assert main(["edit", str(copy), "--quiet", "--sign", str(other)]) == 0
+    assert main(["verify", str(copy), "--quiet"]) == 0
+    assert main(["verify", str(copy), "--quiet", "--key", str(public)]) == 1
