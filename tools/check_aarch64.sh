@@ -62,5 +62,5 @@ first = next(iter(kept._carried_here()), None)
 first and first.target == sys.argv[1] or sys.exit(f"expected code for {sys.argv[1]}, found {first}")' "${cpu#*:}"
     # NumPy's own casts warn of other NaNs there than here.
     run "${cpu%:*}" -m pytest -q -p no:cacheprovider -p no:hypothesispytest -W ignore::RuntimeWarning \
-        tests/kernels/test_products.py tests/kernels/test_replay.py -k "twin or any_bytes or infinity or to_the_bit"
+        tests/kernels/test_products.py tests/kernels/test_replay.py tests/kernels/test_attention.py -k "twin or any_bytes or infinity or to_the_bit"
 done

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from gemmafile.kernels.cache import CACHE_TYPES, Q8_0_BLOCK
+from gemmafile.kernels.cache import CACHE_TYPES
 
 BLOCK = 64
 """Positions of a block."""
@@ -45,11 +45,11 @@ def kernels() -> dict[str, Callable[..., None]]:
 
 def _make(kind: str) -> Callable[..., None]:
     from gemmafile.kernels import simd
-    from gemmafile.kernels.outer_tiles import FEW_TILES, MANY_TILES
+    from gemmafile.kernels.outer_tiles import FEW_TILES, MANY_TILES, OuterTile
 
     load, load_i32 = simd.load_i64, simd.load_i32
     most, some, one = MANY_TILES if kind == "f32" else FEW_TILES
-    run_tile = _chain([(rows, *_make_tile(rows, kind)) for rows in (most, some, one)])
+    run_tile = _make_run([OuterTile(rows, kind, BLOCK, QUERY_STRIDE, SCORE_STRIDE) for rows in (most, some, one)])
     widen_keys, widen_values = _make_wideners(kind)
 
     @simd.device
@@ -99,110 +99,38 @@ def _make(kind: str) -> Callable[..., None]:
     return tile_kernel
 
 
-def _chain(tiles: list[tuple[int, Any, Any]]) -> Any:
+def _make_run(tiles: list[Any]) -> Any:
     """run_tile(arguments, what, r, n, begin, end): the tile of n rows from r on; SUMS of positions [begin, end)."""
     from gemmafile.kernels import simd
 
-    rows, scores, sums = tiles[0]
     load = simd.load_i64
-    smaller = _chain(tiles[1:]) if len(tiles) > 1 else None
-
-    @simd.device
-    def run_here(arguments, what, r, begin, end):
-        weights = load(arguments + WEIGHTS) + r * SCORE_STRIDE + 4 * load(arguments + FIRST)
-        if what == SCORES:
-            scores(load(arguments + QUERIES) + r * QUERY_STRIDE, load(arguments + DATA), load(arguments + SCALES),
-                   weights, load(arguments + HEAD_DIM), load(arguments + AHEAD))  # fmt: skip
-        else:
-            sums(weights, load(arguments + DATA), load(arguments + SCALES),
-                 load(arguments + RESULTS) + r * QUERY_STRIDE, load(arguments + STRIDE), load(arguments + WIDTH),
-                 begin, end, load(arguments + AHEAD))  # fmt: skip
-
-    if smaller is None:
-
-        @simd.device
-        def run_last(arguments, what, r, n, begin, end):
-            run_here(arguments, what, r, begin, end)
-
-        return run_last
+    most, some = tiles[0].rows, tiles[1].rows
+    (scores_most, sums_most), (scores_some, sums_some), (scores_one, sums_one) = ((t.scores, t.sums) for t in tiles)
 
     @simd.device
     def run_tile(arguments, what, r, n, begin, end):
-        if n == rows:
-            run_here(arguments, what, r, begin, end)
+        weights = load(arguments + WEIGHTS) + r * SCORE_STRIDE + 4 * load(arguments + FIRST)
+        data, scales, ahead = load(arguments + DATA), load(arguments + SCALES), load(arguments + AHEAD)
+        if what == SCORES:
+            queries, head_dim = load(arguments + QUERIES) + r * QUERY_STRIDE, load(arguments + HEAD_DIM)
+            if n == most:
+                scores_most(queries, data, scales, weights, head_dim, ahead)
+            elif n == some:
+                scores_some(queries, data, scales, weights, head_dim, ahead)
+            else:
+                scores_one(queries, data, scales, weights, head_dim, ahead)
         else:
-            smaller(arguments, what, r, n, begin, end)
+            out, stride, width = (
+                load(arguments + RESULTS) + r * QUERY_STRIDE, load(arguments + STRIDE), load(arguments + WIDTH),
+            )  # fmt: skip
+            if n == most:
+                sums_most(weights, data, scales, out, stride, width, begin, end, ahead)
+            elif n == some:
+                sums_some(weights, data, scales, out, stride, width, begin, end, ahead)
+            else:
+                sums_one(weights, data, scales, out, stride, width, begin, end, ahead)
 
     return run_tile
-
-
-def _make_tile(rows: int, kind: str) -> tuple[Any, Any]:
-    """scores and sums of one register tile and one block."""
-    from gemmafile.kernels import simd
-    from gemmafile.kernels.outer_tiles import OuterTile
-
-    size = CACHE_TYPES[kind].n_bytes
-    scaled, few = kind == "q8_0", kind != "f32"
-    for_scores, for_sums = (
-        OuterTile(rows, QUERY_STRIDE, SCORE_STRIDE, kind),
-        OuterTile(rows, SCORE_STRIDE, QUERY_STRIDE, kind),
-    )
-    columns = for_scores.columns
-    prefetch = simd.prefetcher(size * columns)
-    zero, load_tile, key_scales = for_scores.zero, for_sums.load, for_scores.key_scales
-    store_scores, store_sums = for_scores.store, for_sums.store
-    step_score, step_scaled = for_scores.step, for_scores.step_scaled
-    step_sum, step_scales = for_sums.step, for_sums.step_scales
-
-    @simd.device
-    def scores(queries, keys, scales, out, head_dim, ahead):
-        c = 0
-        while c < BLOCK:
-            acc = zero()
-            at, key = queries, keys + size * c
-            if scaled:
-                scale, left = scales + 2 * c, head_dim
-                while left > 0:
-                    vectors = key_scales(scale)
-                    for _ in range(min(left, Q8_0_BLOCK)):
-                        acc = step_scaled(acc, at, key, vectors)
-                        prefetch(key + ahead)
-                        at += 4
-                        key += size * BLOCK
-                    scale += 2 * BLOCK
-                    left -= Q8_0_BLOCK
-            else:
-                for _ in range(head_dim):
-                    acc = step_score(acc, at, key)
-                    if few:
-                        prefetch(key + ahead)
-                    at += 4
-                    key += size * BLOCK
-            store_scores(acc, out + 4 * c)
-            c += columns
-
-    @simd.device
-    def sums(weights, values, scales, out, stride, width, begin, end, ahead):
-        scale_stride = 2 * (width >> 5)
-        c = 0
-        while c < width:
-            acc = load_tile(out + 4 * c)
-            at, value = weights + 4 * begin, values + size * c + stride * begin
-            scale = scales + 2 * (c >> 5) + scale_stride * begin
-            for _ in range(begin, end):
-                if scaled:
-                    acc = step_scales(acc, at, value, scale)
-                    scale += scale_stride
-                else:
-                    acc = step_sum(acc, at, value)
-                if few:
-                    prefetch(value + ahead)
-                at += 4
-                value += stride
-            store_sums(acc, out + 4 * c)
-            c += columns
-
-    return scores, sums
 
 
 def _make_wideners(kind: str) -> tuple[Any, Any]:
@@ -212,8 +140,8 @@ def _make_wideners(kind: str) -> tuple[Any, Any]:
 
     size, scaled = CACHE_TYPES[kind].n_bytes, kind == "q8_0"
     floats = vec("f32", 16)
-    load_16 = make(floats, [address], lambda b, at: load_numbers(b, at, kind, 16, 0))
-    load_scales = make(floats, [address], lambda b, at: load_numbers(b, at, "f16", 16, 0))
+    load_16 = make(floats, [address], lambda b, at: load_numbers(b, at, kind, 0, 16))
+    load_scales = make(floats, [address], lambda b, at: load_numbers(b, at, "f16", 0, 16))
     splat_scale = make(floats, [address], lambda b, at: splat(b, load_one_half(b, at, 0), 16))
     store = simd.store_f32x16
 
