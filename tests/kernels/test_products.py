@@ -57,7 +57,8 @@ def test_a_row_does_not_depend_on_its_neighbours(name: str) -> None:
     together = product(name, "matmul", x, rows)
     for t in range(len(x)):
         np.testing.assert_array_equal(product(name, "matvec", x[t : t + 1], rows)[0], together[t])
-    np.testing.assert_array_equal(product(name, "matvec", x[:3], rows), together[:3])
+    for n in (2, 3, 4):
+        np.testing.assert_array_equal(product(name, "matvec", x[:n], rows), together[:n])
 
 
 @pytest.mark.parametrize("name", FORMATS)

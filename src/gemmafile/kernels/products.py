@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-FEW_TOKENS, SEVERAL_TOKENS = 3, 32
+FEW_TOKENS, SEVERAL_TOKENS = 4, 32
 """Up to FEW_TOKENS are multiplied one by one straight from the weights' bytes, more go through a panel of weights.
 Where there is a matrix unit, up to SEVERAL_TOKENS go through it with the weights as they lie, more with panels."""
 

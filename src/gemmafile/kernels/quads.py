@@ -2,7 +2,7 @@
 
 A format gives a few facts about a block and one function that unpacks four of them (`Quad`); from these come
 
-    matvec  1 to 3 tokens: 4 weight rows side by side, straight from the file's bytes (`streams.py`), lanes run along K
+    matvec  1 to 4 tokens: 4 weight rows side by side, straight from the file's bytes (`streams.py`), lanes run along K
     matmul  more: 32 rows x 512 columns are unpacked into a panel of bytes, lanes are rows; the panel meets the
             tokens in tiles of 6
 
@@ -60,7 +60,7 @@ class Quad:
 def build_kernels(f: Quad) -> dict[str, Callable[..., None]]:
     from gemmafile.kernels import batch_amx, quads_amx
 
-    matvec = make_matvec([_make_walk(f, n) for n in (1, 2, 3)], 32, QUAD_BYTES)
+    matvec = make_matvec([_make_walk(f, n) for n in (1, 2, 3, 4)], 32, QUAD_BYTES)
     return {
         "matvec": matvec, "matmul": _make_matmul(f), "matmul_amx": quads_amx.make_matmul(f),
         "batch_amx": batch_amx.make_quads(f),

@@ -23,7 +23,7 @@ AHEAD_BYTES = 832
 
 
 def make_matvec(walks: Sequence[Any], block_columns: int, token_bytes: int) -> Callable[..., None]:
-    """A matvec of the walks for 1 to 3 tokens:
+    """A matvec of the walks for 1 to 4 tokens:
 
         walk(p0, p1, p2, p3, o1, o2, o3, n_blocks, a, stride, out, out_stride)
 
@@ -33,11 +33,11 @@ def make_matvec(walks: Sequence[Any], block_columns: int, token_bytes: int) -> C
     from gemmafile.kernels import simd
 
     load, atomic_add, quotient = simd.load_i64, simd.atomic_add, simd.quotient
-    one_token, two_tokens, three_tokens = walks
+    one_token, two_tokens, three_tokens, four_tokens = walks
     shift = block_columns.bit_length() - 1
 
     def matvec(op, shared, thread):
-        """out[t][r], three tokens at a time. Reads ROW_BYTES a row, once."""
+        """out[t][r], up to four tokens at a time. Reads ROW_BYTES a row, once."""
         weights, row_bytes, n = load(op + WEIGHTS), load(op + ROW_BYTES), load(op + N)
         n_blocks = load(op + COLUMNS) >> shift
         tokens, out_stride = load(shared + load(op + ROWS)), load(op + OUT_STRIDE)
@@ -60,9 +60,11 @@ def make_matvec(walks: Sequence[Any], block_columns: int, token_bytes: int) -> C
                     one_token(p0, p1, p2, p3, o1, o2, o3, n_blocks, a, stride, out, out_stride)
                 elif tokens == 2:
                     two_tokens(p0, p1, p2, p3, o1, o2, o3, n_blocks, a, stride, out, out_stride)
+                elif tokens == 3:
+                    three_tokens(p0, p1, p2, p3, o1, o2, o3, n_blocks, a, stride, out, out_stride)
                 else:
-                    for t in range(0, tokens, 3):
+                    for t in range(0, tokens, 4):
                         a_t, out_t = a + t * token_bytes, out + t * out_stride
-                        three_tokens(p0, p1, p2, p3, o1, o2, o3, n_blocks, a_t, stride, out_t, out_stride)
+                        four_tokens(p0, p1, p2, p3, o1, o2, o3, n_blocks, a_t, stride, out_t, out_stride)
 
     return matvec

@@ -2,7 +2,7 @@
 
 A format gives four facts about a super-block at an address (`SuperBlock`); the kernels are built from them:
 
-    matvec  1 to 3 tokens: 4 weight rows side by side, straight from the file's bytes (`streams.py`), lanes run along K
+    matvec  1 to 4 tokens: 4 weight rows side by side, straight from the file's bytes (`streams.py`), lanes run along K
     matmul  more: 32 rows x 512 columns are unpacked into a panel of bytes, lanes are rows; the panel meets the
             tokens in tiles of 6
 
@@ -74,7 +74,7 @@ class SuperBlock:
 def build_kernels(f: SuperBlock) -> dict[str, Callable[..., None]]:
     from gemmafile.kernels import batch_amx, superblocks_amx
 
-    matvec = make_matvec([_make_walk(f, n) for n in (1, 2, 3)], 256, SUPER_BYTES)
+    matvec = make_matvec([_make_walk(f, n) for n in (1, 2, 3, 4)], 256, SUPER_BYTES)
     return {
         "matvec": matvec, "matmul": _make_matmul(f), "matmul_amx": superblocks_amx.make_matmul(f),
         "batch_amx": batch_amx.make_superblocks(f),
