@@ -13,8 +13,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterable
 
-from gemmafile.kernels import build, kept, targets
-from gemmafile.kernels.build import child_environment
+from gemmafile.kernels import kept, targets
 from gemmafile.kernels.objects import BadObject
 from gemmafile.progress import Progress
 
@@ -87,8 +86,17 @@ def _load(name: str) -> bool:
     return address is not None
 
 
+def child_environment() -> dict[str, str]:
+    """For a process of our own that imports this package as we did."""
+    from gemmafile.kernels import build  # Numba's side of things: not for a start that has all its code
+
+    return build.child_environment()
+
+
 def _compile(names: list[str], say: Callable[[str], None] | None) -> None:
     """Compile in as many processes as there are cores; a single kernel, and what they leave undone, here."""
+    from gemmafile.kernels import build
+
     on_terminal = sys.stderr is not None and sys.stderr.isatty()
     if say and not on_terminal:
         say(f"compiling {len(names)} kernels for this CPU (once)")

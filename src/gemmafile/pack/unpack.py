@@ -151,7 +151,8 @@ def sweep(cache):
 
 def used(path):
     try:
-        return os.stat(path + "/used").st_mtime
+        status = os.stat(path + "/used")
+        return max(status.st_mtime, status.st_ctime)  # a runtime's file is dated 2001 until it is first used
     except OSError:
         return 0.0
 
