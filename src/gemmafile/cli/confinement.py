@@ -10,6 +10,7 @@ import contextlib
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,11 +20,14 @@ if TYPE_CHECKING:
     from gemmafile.model_api import Model
 
 _process = {"owned": False}
+_last: list[Callable[[], None]] = []
 
 
-def own_process() -> None:
-    """This process runs one command line and ends."""
+def own_process(before_the_end: Callable[[], None] | None = None) -> None:
+    """This process runs one command line and ends; `before_the_end` is its last chance to write files."""
     _process["owned"] = True
+    if before_the_end is not None:
+        _last.append(before_the_end)
 
 
 def begin(plan: Plan, streams: Streams) -> None:
@@ -71,6 +75,8 @@ def is_chat_at_terminal(plan: Plan) -> bool:
 
 def complete(plan: Plan, model: Model, streams: Streams) -> None:
     """Once the model is loaded and its threads are there: no connections, no programs, on every one of them."""
+    while _last:
+        _last.pop()()
     if not _process["owned"] or plan.run.unsecure:
         return
     from gemmafile.pack import confine

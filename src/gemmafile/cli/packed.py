@@ -26,8 +26,11 @@ OWN = {
 """Flags that are about the file itself: flag -> (what is done, in words)"""
 
 
-def main(path: str, index: dict[str, Any], words: list[str], cache: str, folder: str) -> int:
-    """Runs the file's own command line; returns the exit code."""
+def main(path: str, index: dict[str, Any], words: list[str], cache: str, unsealed: str) -> int:
+    """Runs the file's own command line; returns the exit code.
+
+    unsealed  the folder of unpacked packages, when its bytecode is not in its seal yet; else ""
+    """
     os.environ.setdefault("GEMMAFILE_CACHE", cache)
     start = Path(sys.executable or "").with_name("python3")
     if start.parent.name == "bin" and start.exists():
@@ -35,7 +38,7 @@ def main(path: str, index: dict[str, Any], words: list[str], cache: str, folder:
     from gemmafile.cli import confinement
     from gemmafile.cli import main as command_line
 
-    confinement.own_process()
+    confinement.own_process(before_the_end=(lambda: seal_bytecode(Path(unsealed))) if unsealed else None)
     own = next((word for word in words if word in OWN), None)
     if own is None:
         return command_line.main_of_packed(path, lambda: run_words(path, index, words))
@@ -45,6 +48,23 @@ def main(path: str, index: dict[str, Any], words: list[str], cache: str, folder:
         return command_line.main_of_packed(path, lambda: [action, path, *rest])
     show: dict[str, Callable[[str, dict[str, Any]], str]] = {"license": licences, "card": card, "version": version}
     return command_line.main_of_packed(path, lambda: show[action](path, index))
+
+
+def seal_bytecode(folder: Path) -> None:
+    """Add the bytecode that Python has just made of checked sources to the list of what may be loaded (boot.py)."""
+    import contextlib
+    import json
+
+    with contextlib.suppress(OSError, ValueError):
+        seal = json.loads((folder / "seal.json").read_bytes())
+        for made in folder.glob("**/__pycache__/*.pyc"):
+            status = made.lstat()
+            seal[made.relative_to(folder).as_posix()] = [
+                status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino,
+            ]  # fmt: skip
+        new = folder / f"seal.json.{os.getpid()}"
+        new.write_text(json.dumps(seal))
+        os.replace(new, folder / "seal.json")
 
 
 def run_words(path: str, index: dict[str, Any], words: list[str]) -> list[str]:

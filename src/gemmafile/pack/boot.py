@@ -85,16 +85,22 @@ def mark(status):
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
+BYTECODE = {"is_sealed": False}
+
+
 def is_whole(folder):
-    """Is every file as it was when it was unpacked and checked? Bytecode that came later is dropped."""
+    """Is every file as it was when it was unpacked and checked, or when its bytecode was made from that? Bytecode of
+    any other origin is dropped."""
     try:
         with open(folder + "/seal.json", "rb") as seal:
             sealed = json.loads(seal.read())
+        BYTECODE["is_sealed"] = any("__pycache__/" in name for name in sealed)
         for name, status in walk(folder):
             if sealed.pop(name, None) != mark(status) and name not in ("seal.json", "used"):
                 if "__pycache__/" not in name or PRIVATE:
                     return False
                 os.unlink(os.path.join(folder, name))
+                BYTECODE["is_sealed"] = False
         return not any("__pycache__/" not in name for name in sealed)
     except (OSError, ValueError):
         return False
@@ -144,4 +150,4 @@ if PRIVATE:
     sys.dont_write_bytecode = True
 from importlib import import_module  # noqa: E402
 
-sys.exit(import_module("gemmafile.cli.packed").main(SELF, INDEX, WORDS, cache, FOLDER))
+sys.exit(import_module("gemmafile.cli.packed").main(SELF, INDEX, WORDS, cache, "" if BYTECODE["is_sealed"] or PRIVATE else FOLDER))
