@@ -55,7 +55,8 @@ def start(
     path: Path, *words: object, home: Path, stdin: int = subprocess.DEVNULL, **env: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a packed file by this Python, with an environment of its own."""
-    environ = {"PATH": "/usr/bin:/bin", "HOME": str(home), "GEMMAFILE_PYTHON": sys.executable, **env}
+    environ = {"PATH": "/usr/bin:/bin", "HOME": str(home), "GEMMAFILE_PYTHON": sys.executable,
+               "GEMMAFILE_CACHE": str(home / ".cache/gemmafile"), **env}  # fmt: skip
     return subprocess.run(
         [path, *map(str, words)], env=environ, stdin=stdin, capture_output=True, text=True, timeout=120, check=False
     )

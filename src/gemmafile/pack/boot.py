@@ -134,7 +134,9 @@ if ENVIRONMENT is None:
         die("this file has no packages for %s (it has: %s), and this Python has no NumPy" % (PLATFORM, have), 127)
 
 NAME = "env-" + ENVIRONMENT["key"]
-for cache in caches():
+GIVEN = os.environ.get("GEMMAFILE_CACHE")
+PLACES = list(caches())
+for cache in PLACES[:1] if PLACES and PLACES[0] == GIVEN else PLACES:  # where somebody named a place, no other will do
     FOLDER = cache + "/" + NAME
     if os.path.isdir(FOLDER) and is_ours(cache) and is_ours(FOLDER) and is_whole(FOLDER):
         break

@@ -45,6 +45,7 @@ member() { dd if="$self" bs=65536 skip="$skip" count="$count" 2>"$q" | head -c "
 
 unpack() { # FOLDER: the runtime, whole and checked, as FOLDER/rt-KEY; 1 where that cannot be
     target=$1/rt-$rt
+    [ -d "$target" ] && [ -O "$target" ] && return 0
     q=${quiet:-$1/.quiet}
     lock=$target.lock
     n=0
@@ -107,12 +108,17 @@ if [ -z "${GEMMAFILE_PYTHON:-}" ] && [ -n "$rt" ]; then
     e=${TMPDIR:-/tmp}/gemmafile-$me
     f=/var/tmp/gemmafile-$me
     g=/dev/shm/gemmafile-$me
-    for c in "$a" "$b" "$e" "$f" "$g"; do
+    private=
+    case " $* " in *" --private "*) private=yes ;; esac
+    case $a in
+    /*) [ -n "$private" ] && [ ! -d "$a/rt-$rt" ] || { usable "$a" && unpack "$a" && launch "$a" "$a/rt-$rt" "$@"; } ;;
+    esac
+    for c in "$b" "$e" "$f" "$g"; do
         case $c in /*) ;; *) continue ;; esac
         [ -d "$c/rt-$rt" ] && ours "$c" && [ -O "$c/rt-$rt" ] && launch "$c" "$c/rt-$rt" "$@"
     done
     tried=
-    case " $* " in *" --private "*) a='' b='' e='' f='' ;; esac # then memory only, where there is a folder in memory
+    [ -n "$private" ] && a='' b='' e='' f='' # memory only, where there is a folder in memory
     for c in "$a" "$b" "$e" "$f" "$g"; do
         case $c in /*) ;; *) continue ;; esac
         tried="$tried $c"

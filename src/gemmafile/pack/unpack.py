@@ -178,11 +178,11 @@ def forget(path):
 
 def unpack():
     tried = []
-    for cache in caches():
+    for cache in PLACES:
         if PRIVATE and not cache.startswith("/dev/shm/"):
             continue
         try:
-            return cache, unpack_into(cache)
+            return cache, unpack_into(cache)  # or finds it there
         except OSError as error:
             tried.append("%s (%s)" % (cache, error.strerror or error))
     if PRIVATE:
