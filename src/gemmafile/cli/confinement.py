@@ -7,6 +7,7 @@ is a function call, and confinement lasts as long as the process.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 import tempfile
@@ -86,4 +87,5 @@ def complete(plan: Plan, model: Model, streams: Streams) -> None:
     try:
         streams.detail(f"confined    {confine.confine_calls(may_write=may_write)}")
     except OSError as error:
-        streams.say(f"connections and programs are not confined: {error.strerror}")
+        tell = streams.detail if error.errno == errno.ENOSYS else streams.say
+        tell(f"connections and programs are not confined: {error.strerror}")

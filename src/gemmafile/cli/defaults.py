@@ -31,8 +31,13 @@ def with_defaults(words: list[str], flags: list[Flag], given: Given) -> Given:
     from gemmafile.files.open import find_archive
 
     bundle, member = find_archive(Path(str(model)))
-    lines = bundle.default_args() if bundle is not None else None
-    if bundle is None or not lines:
+    if bundle is None:
+        return given
+    system = bundle.read("system-prompt.txt")
+    if system is not None and not {"system_prompt", "system_prompt_file"} & given.values.keys():
+        given.values["system_prompt"] = system.decode("utf-8", "replace")
+    lines = bundle.default_args()
+    if not lines:
         return given
     lines, named = without_foreign(lines)
     user = without_model(words, str(model))
@@ -40,7 +45,8 @@ def with_defaults(words: list[str], flags: list[Flag], given: Given) -> Given:
         model = f"{bundle.path}@{Path(named).name}"
     merged = read_words(["-m", str(model), *merge_args(lines, user)], flags)
     add_environment(merged, flags)
-    merged.values["model"], merged.words = str(model), merged.words
+    if "system_prompt" in given.values and "system_prompt_file" not in merged.values:
+        merged.values.setdefault("system_prompt", given.values["system_prompt"])
     return merged
 
 

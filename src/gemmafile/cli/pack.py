@@ -332,7 +332,12 @@ def machine_code(platform: Platform, cpus: str | None, cache: Path, say: Any) ->
     for name in names:
         whole = {c.target: c.folder for place in (kept.carried_folder(), root) for c in kept.read_manifests(place)
                  if c.sources == kept.sources() and all(c.read(kernel) for kernel in c.hashes)}  # fmt: skip
-        folders.append(whole[name] if name in whole else compile_for(name, root))
+        try:
+            folders.append(whole[name] if name in whole else compile_for(name, root))
+        except BackendUnavailable as error:
+            if chosen:
+                raise
+            say(f"{error}; packing without")
     return folders
 
 

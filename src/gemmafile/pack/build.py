@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -77,10 +78,10 @@ def build(
             _copy(source, entry, file, edition, on_bytes)
         write_manifest(file, edition, sign, contents.public_key)
         raw = edition.directory_bytes()
-        os.pwrite(file.fileno(), raw, edition.end - len(raw))
-        os.pwrite(file.fileno(), edition.slot_bytes, SLOTS[edition.slot])
-        os.pwrite(file.fileno(), b"\n" * len(edition.slot_bytes), SLOTS[1 - edition.slot])
-        os.pwrite(file.fileno(), edition.page, 0)
+        write_at(file, edition.end - len(raw), raw)
+        write_at(file, SLOTS[edition.slot], edition.slot_bytes)
+        write_at(file, SLOTS[1 - edition.slot], b"\n" * len(edition.slot_bytes))
+        write_at(file, 0, edition.page)
     return edition
 
 
@@ -163,10 +164,19 @@ def write_small(file: BinaryIO, edition: Edition, only: set[str] | None = None) 
             write_at(file, member.header_offset, local_header(member) + raw)
 
 
+_place = threading.Lock()
+
+
 def write_at(file: BinaryIO, offset: int, raw: bytes | memoryview) -> None:
+    """All of `raw` at a place in a file; in one call to the system, where that takes it all."""
     view = memoryview(raw)
     while view:
-        done = os.pwrite(file.fileno(), view, offset)
+        if hasattr(os, "pwrite"):
+            done = os.pwrite(file.fileno(), view, offset)
+        else:
+            with _place:
+                file.seek(offset)
+                done = file.write(view)
         view, offset = view[done:], offset + done
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gemmafile.errors import BadFile, GemmafileError
+from gemmafile.errors import BadFile
 from gemmafile.pack.build import Sign, check_room, write_at, write_manifest, write_small
 from gemmafile.pack.edition import Contents, Edition, Environment, PackedRuntime, alignment_of, compose
 from gemmafile.pack.layout import HEAD_BYTES, INDEX, PAGE, SLOT_BYTES, SLOTS, Member, directory, gaps, place
@@ -144,7 +144,7 @@ def write_edition(
     write_manifest(file, edition, sign, public_key)
     write_at(file, SLOTS[edition.slot], edition.slot_bytes)
     _sync(file)
-    os.pwrite(file.fileno(), edition.page, 0)
+    write_at(file, 0, edition.page)
     _sync(file)
     _write_directory(file, edition.members, edition.end)
     _clear(file, edition.manifest.left_over)
@@ -199,8 +199,7 @@ def _write_directory(file: BinaryIO, order: list[Member], end: int) -> None:
     """The directory's pages at the end of the file, in one write."""
     raw = directory(order, end)
     pages = raw.rjust(-(-len(raw) // PAGE) * PAGE, b"\0")
-    if os.pwrite(file.fileno(), pages, end - len(pages)) != len(pages):
-        raise GemmafileError("the central directory could not be written in one piece: is the disk full?")
+    write_at(file, end - len(pages), pages)
     _sync(file)
 
 

@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from gemmafile.errors import BadFile
 from gemmafile.files.archive import Entry, data_offset, find_directory
-from gemmafile.pack.hashing import BLOCK_BYTES, blocks_of
+from gemmafile.pack.hashing import BLOCK_BYTES, blocks_of, read_at
 from gemmafile.pack.layout import (
     CHUNK_BYTES,
     HEAD_BYTES,
@@ -298,7 +298,7 @@ def _digest(file: BinaryIO, offset: int, size: int, on_bytes: Callable[[int], No
     digest = hashlib.sha256()
     done = 0
     while done < size:
-        raw = os.pread(file.fileno(), min(BLOCK_BYTES >> 2, size - done), offset + done)
+        raw = read_at(file, min(BLOCK_BYTES >> 2, size - done), offset + done)
         if not raw:
             break
         digest.update(raw)
