@@ -138,33 +138,33 @@ def compose(
     least_end  the file does not get shorter than this · `before` SHA-256 of the directory that is replaced
     """
     index_room = manifest_room = _ROOM
-    script, script_bytes, boot, unpack = b"", 0, None, None
     while True:
         members = _members(contents, index_room, manifest_room, fixed or {})
         end = max(directory_end(members, place(members)), least_end)
         by_name = {m.name: m for m in members}
         digests = {name: hashlib.sha256(raw).hexdigest() for name, raw in contents.files.items()}
         runtimes = [_for_head(r, by_name[r.member], digests[r.member]) for r in contents.runtimes]
-        script, script_bytes, boot, unpack = head.parts(slot, runtimes, contents.pythons)
+        script, start, boot, unpack = head.parts(slot, runtimes, contents.pythons)
         index = _index(contents, by_name, digests, unpack)
         index_raw = json.dumps(index, ensure_ascii=False, separators=(",", ":")).encode()
         entry = by_name[INDEX]
         index_padded = index_raw.ljust(index_room - 1) + b"\n"
         index_part = (entry.offset, entry.size, hashlib.sha256(index_padded).hexdigest())
-        page = head.page(slot, script_bytes, boot, index_part)
+        page = head.page(start, boot, index_part)
         content = {**contents.files, INDEX: index_padded}
         for member in members:
             if member.name in content:
                 member.crc = zlib.crc32(content[member.name])
-        start = end - len(directory(members, end))
+        directory_start = end - len(directory(members, end))
         told = [m for m in members if m.name not in (MANIFEST, SIGNATURE, PUBLIC_KEY)]
         first = bytes(HEAD_BYTES)
         first = page + first[len(page) :]
         at = len(page) + slot * len(script)
         first = first[:at] + script + first[at + len(script) :]
         manifest = Manifest(
-            contents.tool, slot, head_digest(first, slot), end, start, told,
-            {**digests, INDEX: index_part[2]}, contents.weights, left_over(members, start), contents.provenance, before,
+            contents.tool, slot, head_digest(first, slot), end, directory_start, told,
+            {**digests, INDEX: index_part[2]}, contents.weights, left_over(members, directory_start),
+            contents.provenance, before,
         )  # fmt: skip
         needed = len(index_raw) + 1, len(manifest.to_bytes())
         if needed[0] <= index_room and needed[1] <= manifest_room:

@@ -45,24 +45,28 @@ def python_part(name: str, slot_offset: int) -> tuple[bytes, Part]:
     return content, (slot_offset, len(content), hashlib.sha256(content).hexdigest())
 
 
-def parts(slot: int, runtimes: list[Runtime], pythons: list[str]) -> tuple[bytes, int, Part, Part]:
-    """A slot's bytes, the length of its script, and where boot.py and unpack.py lie in it."""
+def parts(slot: int, runtimes: list[Runtime], pythons: list[str]) -> tuple[bytes, Part, Part, Part]:
+    """A slot's bytes, and where start.sh, boot.py and unpack.py lie in it.
+
+    The script's hash is of its text with one newline at the end: what a shell has after it read whole pages of it.
+    """
     start = _fill(
         text("start.sh"),
         RUNTIMES="\n".join(map(_row, runtimes)) or "none) ;;",
         PYTHONS=" ".join(f"python{version}" for version in pythons),
         PYTHON_LIST=" or ".join(pythons) or "3.11",
     ).encode()
+    digest = hashlib.sha256(start.rstrip(b"\n") + b"\n").hexdigest()
     start = start.ljust(-(-len(start) // PAGE) * PAGE, b"\n")  # it is read in whole pages
     boot, boot_part = python_part("boot.py", SLOTS[slot] + len(start))
     unpack, unpack_part = python_part("unpack.py", SLOTS[slot] + len(start) + len(boot))
     content = start + boot + unpack
     if len(content) > SLOT_BYTES:
         raise GemmafileError(f"the head's code has {len(content)} bytes, and its slot {SLOT_BYTES}")
-    return content.ljust(SLOT_BYTES, b"\n"), len(start), boot_part, unpack_part
+    return content.ljust(SLOT_BYTES, b"\n"), (SLOTS[slot], len(start), digest), boot_part, unpack_part
 
 
-def page(slot: int, script_bytes: int, boot: Part, index: Part) -> bytes:
+def page(script_part: Part, boot: Part, index: Part) -> bytes:
     """Page 0: whoever writes it changes the file from one edition to another."""
     python = _PYTHON.format(boot=boot, index=index)
     assert not set(python) & set('"$`%!\\\n'), "the same text stands in sh's and cmd's double quotes"
@@ -71,8 +75,9 @@ def page(slot: int, script_bytes: int, boot: Part, index: Part) -> bytes:
         text("head.sh"),
         CMD=batch + "\r",
         PYTHON=python,
-        SCRIPT_SKIP=str(SLOTS[slot] // PAGE),
-        SCRIPT_COUNT=str(script_bytes // PAGE),
+        SCRIPT_SKIP=str(script_part[0] // PAGE),
+        SCRIPT_COUNT=str(script_part[1] // PAGE),
+        SCRIPT_SHA256=script_part[2],
     ).encode()
     if len(script) > PAGE:
         raise GemmafileError(f"the head's first page has {len(script)} bytes of {PAGE}")
