@@ -2,7 +2,7 @@
 
 `Tiles` makes the intrinsics; kernels that use them begin with `configure` and end with `release`. A process must ask
 the system for the unit before its threads touch it, and a virtual machine may announce AMX and yet trap on it: it is
-tried once, in a process of its own, and the outcome is kept beside the kernels (`is_ready`).
+tried once, in a child process, and the outcome is kept beside the kernels (`is_ready`).
 Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18.
 """
 
@@ -10,13 +10,23 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import mmap
 import os
 import platform
-import subprocess
+import signal
 import sys
+import time
+import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import Any
+
+import numpy as np
+
+from gemmafile.kernels.ops import NEXT, OP_BYTES, SCRATCH, SCRATCH_BYTES, SHARED_BYTES, slots
+
+(_OUT,) = slots("OUT")
+TRIAL_SECONDS = 5.0
 
 _ARCH_PRCTL, _REQUEST, _TILE_DATA = 158, 0x1023, 18
 
@@ -32,20 +42,6 @@ def request() -> bool:
     return bool(libc.syscall(*arguments) == 0)
 
 
-_TRIAL = """
-import sys
-from gemmafile.kernels import amx
-from gemmafile.kernels.single import Single
-import numpy as np
-amx.request() or sys.exit(1)
-out = np.zeros(256, np.int32)
-trial = Single(1, 2)
-trial.add("amx.trial", {24: out.ctypes.data})
-trial.bind().run()
-sys.exit(0 if (out == 64 * 3).all() else 1)
-"""
-
-
 @cache
 def is_ready() -> bool:
     """Can kernels use the matrix unit in this process? The answer of the trial is kept; GEMMAFILE_AMX=0 says no."""
@@ -56,7 +52,12 @@ def is_ready() -> bool:
     kept = cache_folder() / "amx"
     with contextlib.suppress(OSError):
         return kept.read_text() == "works"
-    outcome = works()
+    from gemmafile.kernels.objects import BadObject
+
+    try:
+        outcome = works()
+    except BadObject:  # neither code for the unit nor a compiler: another time there may be
+        return False
     with contextlib.suppress(OSError):
         make_private(kept.parent)
         temporary = kept.with_name(f"amx.{os.getpid()}")
@@ -78,17 +79,35 @@ def _is_announced() -> bool:
 
 
 def works() -> bool:
-    """Does the matrix unit give right answers here? Tried in a child, which may die of it."""
-    command = [sys.executable, "-c", _TRIAL]
-    from gemmafile.kernels.compile import child_environment
+    """Does the matrix unit give right answers here? Tried in a fork of this process, which may die of it.
 
-    try:
-        done = subprocess.run(
-            command, env=child_environment(), stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return done.returncode == 0
+    Raises BadObject where there is no code for the trial and none can be made.
+    """
+    from gemmafile.kernels.compile import kernel_addresses
+
+    op, shared, scratch = (np.zeros(size, np.int64) for size in (OP_BYTES // 8, SHARED_BYTES // 8, 1024))
+    out = np.frombuffer(mmap.mmap(-1, 1024), np.int32)  # seen by both processes
+    shared[SCRATCH // 8], op[_OUT // 8] = scratch.ctypes.data, out.ctypes.data
+    kernel = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)(kernel_addresses(["amx.trial"])["amx.trial"])
+    arguments = op.ctypes.data, shared.ctypes.data, 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads: the child only computes
+        child = os.fork()
+    if child == 0:
+        try:
+            for number in (signal.SIGILL, signal.SIGSEGV, signal.SIGBUS):
+                signal.signal(number, signal.SIG_DFL)
+            kernel(*arguments)
+        finally:
+            os._exit(0)
+    deadline = time.monotonic() + TRIAL_SECONDS
+    while os.waitpid(child, os.WNOHANG)[0] == 0:
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return False
+        time.sleep(0.001)
+    return bool((out == 64 * 3).all())
 
 
 @cache
@@ -177,7 +196,6 @@ def kernels() -> dict[str, Callable[..., None]]:
     from numba.core import types
 
     from gemmafile.kernels import simd
-    from gemmafile.kernels.ops import NEXT, SCRATCH, SCRATCH_BYTES
 
     unit = tiles()
     write = config_writer([16] * 3, [64] * 3)
@@ -198,7 +216,7 @@ def kernels() -> dict[str, Callable[..., None]]:
         load_b(scratch + 1088, 64)
         dot()
         if atomic_add(op + NEXT, 1) == 0:
-            store(load(op + 24), 64)
+            store(load(op + _OUT), 64)
         release()
 
     return {"trial": trial}

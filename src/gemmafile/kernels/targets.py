@@ -63,7 +63,7 @@ TARGETS = {
 }
 """Most capable first: the order in which they are tried."""
 
-CARRIED = ("x86-64-v4-vnni", "x86-64-v3")
+CARRIED = ("sapphirerapids", "x86-64-v4-vnni", "x86-64-v3")
 """What a wheel carries code for (`make wheel`)."""
 
 
