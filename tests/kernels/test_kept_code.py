@@ -243,7 +243,7 @@ def test_kernels_for_many_rows_wait_until_there_are_many(tmp_path: Path, monkeyp
 
     asked: set[str] = set()
 
-    def note(names: Iterable[str], say: object) -> dict[str, int]:
+    def note(names: Iterable[str], say: object = None) -> dict[str, int]:
         names = set(names)
         asked.update(names)
         return found(names)
