@@ -50,6 +50,8 @@ check: lint .venv-check/ready
 	sh tools/check_aarch64.sh .venv-check/bin/python
 	sh tools/build_wheel.sh .venv-check/bin/python build/checked
 	model=$$(.venv-check/bin/python tools/get_model.py smollm2) && \
+		sh tools/check_packed.sh .venv-check/bin/python "$$model"
+	model=$$(.venv-check/bin/python tools/get_model.py smollm2) && \
 		sh tools/check_wheel.sh .venv-check/bin/python build/checked/gemmafile-*.whl "$$model"
 
 lint: .venv-check/ready

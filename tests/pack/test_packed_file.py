@@ -147,3 +147,19 @@ def test_arguments_of_the_file_and_of_the_user() -> None:
     assert merge_args(["-n", "3", "...", "--temp", "0"], ["-p", "x"]) == ["-n", "3", "-p", "x", "--temp", "0"]
     assert merge_args(["-n", "3"], []) == ["-n", "3"]
     assert merge_args(["-n", "3"], ["-p", "x"]) == ["-p", "x"]
+
+
+def test_what_the_engine_imports_travels() -> None:
+    import ast
+
+    from gemmafile.pack.wheels import COMPILER, DEPENDENCIES
+
+    source = Path(__file__).resolve().parent.parent.parent / "src/gemmafile"
+    found = set()
+    for path in source.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            found |= {name.split(".")[0] for name in names}
+    foreign = {name for name in found if name not in sys.stdlib_module_names} - {"gemmafile", "xllamacpp"}
+    assert foreign <= {*DEPENDENCIES, *COMPILER}
