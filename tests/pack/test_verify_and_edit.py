@@ -116,6 +116,7 @@ def test_an_edit_changes_what_it_should_and_no_more(packed: Packed, copy: Path, 
             assert archive.read(".args") == f"--seed\n{turn}\n...\n".encode()
             assert archive.read("README.md") == card.read_bytes()
             assert archive.read(packed.model.name) == packed.model.read_bytes()
+        assert start(copy, "--card", home=tmp_path).stdout == card.read_text()  # from this slot of the head and that
     assert copy.stat().st_size < packed.path.stat().st_size + 200_000
     assert start(copy, "--card", home=tmp_path).stdout == card.read_text()
     assert main(["edit", str(copy), "--quiet", "--remove", "card,args"]) == 0

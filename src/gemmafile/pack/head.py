@@ -15,6 +15,11 @@ _PYTHON = (
     "or sys.exit('gemmafile: the boot code in this file is damaged');exec(compile(b,'boot.py','exec'))"
 )
 
+_BLOCK = 2048
+"""What head.sh reads its script by; both slots begin at a multiple of it."""
+
+assert all(offset % _BLOCK == 0 for offset in SLOTS)
+
 Part = tuple[int, int, str]
 """(offset, bytes, SHA-256 in hex) of a part of the file"""
 
@@ -48,7 +53,7 @@ def python_part(name: str, slot_offset: int) -> tuple[bytes, Part]:
 def parts(slot: int, runtimes: list[Runtime], pythons: list[str]) -> tuple[bytes, Part, Part, Part]:
     """A slot's bytes, and where start.sh, boot.py and unpack.py lie in it.
 
-    The script's hash is of its text with one newline at the end: what a shell has after it read whole pages of it.
+    The script's hash is of its text with one newline at the end: what a shell has after it read whole blocks of it.
     """
     start = _fill(
         text("start.sh"),
@@ -57,7 +62,7 @@ def parts(slot: int, runtimes: list[Runtime], pythons: list[str]) -> tuple[bytes
         PYTHON_LIST=" or ".join(pythons) or "3.11",
     ).encode()
     digest = hashlib.sha256(start.rstrip(b"\n") + b"\n").hexdigest()
-    start = start.ljust(-(-len(start) // PAGE) * PAGE, b"\n")  # it is read in whole pages
+    start = start.ljust(-(-len(start) // _BLOCK) * _BLOCK, b"\n")
     boot, boot_part = python_part("boot.py", SLOTS[slot] + len(start))
     unpack, unpack_part = python_part("unpack.py", SLOTS[slot] + len(start) + len(boot))
     content = start + boot + unpack
@@ -75,8 +80,8 @@ def page(script_part: Part, boot: Part, index: Part) -> bytes:
         text("head.sh"),
         CMD=batch + "\r",
         PYTHON=python,
-        SCRIPT_SKIP=str(script_part[0] // PAGE),
-        SCRIPT_COUNT=str(script_part[1] // PAGE),
+        SCRIPT_SKIP=str(script_part[0] // _BLOCK),
+        SCRIPT_COUNT=str(script_part[1] // _BLOCK),
         SCRIPT_SHA256=script_part[2],
     ).encode()
     if len(script) > PAGE:
