@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from gemmafile.kernels.formats_on import format_module
+from gemmafile.kernels.ops import ARRIVED, GENERATION, N_THREADS
 from gemmafile.kernels.single import make_product
 from tests.kernels.random_blocks import random_rows
 
@@ -64,3 +65,19 @@ def test_a_closed_team_leaves_no_thread(n_threads: int) -> None:
     assert threading.active_count() == before + n_threads
     single.team.close()
     assert threading.active_count() == before
+
+
+def test_threads_that_sat_out_the_last_walk_end_too() -> None:
+    """As with -t 2 -tb 3: a walk of all, then one of fewer, then the end."""
+    rng = np.random.default_rng(1)
+    rows, x = random_rows("F32", rng, 40, 64), rng.standard_normal((2, 64)).astype(np.float32)
+    single, _ = make_product("dots.f32_matvec", None, x, rows, 3)
+    single.run()
+    single.shared[N_THREADS // 8] = 2
+    single.team.run(single.shared.ctypes.data, 2)
+    closing = threading.Thread(target=single.team.close, daemon=True)
+    closing.start()
+    closing.join(20)
+    is_stuck = closing.is_alive()
+    single.shared[[ARRIVED // 8, GENERATION // 8]] += 1  # opens the gate: a stuck test must not keep a core busy
+    assert not is_stuck

@@ -81,7 +81,8 @@ class Team:
         self._walk: Any = _KernelType(walk)
         self._shared = 0
         self._number = 0
-        self._finished = [0] * n_threads
+        self._asked, self._finished = [0] * n_threads, [0] * n_threads
+        """For each thread the last walk that it is to go on, and that it has been on."""
         self._go = [threading.Event() for _ in range(n_threads)]
         self._wake = threading.Event()
         self._closed = False
@@ -105,6 +106,7 @@ class Team:
                 self._number = number
                 for i in walking:
                     if self._finished[i] != number:
+                        self._asked[i] = number
                         self._go[i].set()
                 while any(self._finished[i] != number for i in walking):
                     self._wake.wait()
@@ -119,7 +121,7 @@ class Team:
         while not self._closed:
             self._go[thread].wait()
             self._go[thread].clear()
-            number = self._number
+            number = self._asked[thread]  # woken to close, or twice for one walk: nothing new is asked
             if self._finished[thread] != number:
                 self._walk(0, self._shared, thread)
                 self._finished[thread] = number
