@@ -185,7 +185,11 @@ def test_ctrl_c_ends_a_chat_over_a_pipe(tiny_path: Path, says_the: list[str]) ->
         ("/regen", "/regen: there is no answer to give again"),
         ("/save", "/save needs a file"),
         ("/save /nowhere/at/all", "/nowhere/at/all: cannot be written: No such file or directory"),
+        ("/save /", "/: cannot be written: it is a directory"),
+        ("/save ~no-such-user/chat.md", "~no-such-user/chat.md: cannot be written: No such file or directory"),
         ("/read /nowhere", "/nowhere: cannot be read: No such file or directory"),
+        ("/read ~no-such-user/note", "~no-such-user/note: cannot be read: No such file or directory"),
+        ("/read a\0b", "'a\\x00b' cannot be the name of a file"),
     ],
 )
 def test_a_mistake_is_said_and_the_chat_goes_on(

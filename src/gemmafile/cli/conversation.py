@@ -67,6 +67,8 @@ class Conversation:
             text = json.dumps(self.messages, ensure_ascii=False, indent=2) + "\n"
         else:
             text = "\n".join(f"## {message['role']}\n\n{message['content']}\n" for message in self.messages)
+        if not path.name:
+            raise GemmafileError(f"{path}: cannot be written: it is a directory")
         partial = path.with_name(path.name + ".part")
         try:
             partial.write_text(text, encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -184,7 +185,7 @@ class Chat:
     def save(self, argument: str) -> None:
         if not argument:
             raise GemmafileError("/save needs a file: /save chat.md, or chat.json")
-        self.conversation.save(Path(argument).expanduser())
+        self.conversation.save(_path(argument))
         self.streams.show(f"saved {len(self.conversation.messages)} messages in {argument}")
 
     def system(self, argument: str) -> None:
@@ -196,11 +197,18 @@ class Chat:
     def read(self, argument: str) -> None:
         if not argument:
             raise GemmafileError("/read needs a file, whose text goes before your next message")
-        self._attached.append(read_text(str(Path(argument).expanduser())))
+        self._attached.append(read_text(str(_path(argument))))
         self.streams.show(f"{argument}: {len(self._attached[-1])} characters go before your next message")
 
     def exit(self, argument: str) -> None:
         self._is_over = True
+
+
+def _path(text: str) -> Path:
+    """The path a person wrote, ~ and ~name replaced where they mean somebody. Raises GemmafileError."""
+    if "\0" in text:
+        raise GemmafileError(f"{text!r} cannot be the name of a file")
+    return Path(os.path.expanduser(text))
 
 
 COMMANDS: dict[str, tuple[str, Callable[[Chat, str], None]]] = {
