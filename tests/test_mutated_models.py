@@ -32,6 +32,18 @@ def small_model(path: Path, preset: str, name: str) -> bytes:
     return write_tiny(make_tiny(config, 1), path, encode).read_bytes()
 
 
+def attempt(path: Path) -> tuple[GemmafileError | None, float]:
+    """The error, if any, of two tokens generated; and the seconds they took."""
+    start = time.monotonic()
+    error = None
+    try:
+        with Model.open(path, threads=1) as model:
+            model.generate("Hi there", max_tokens=2, seed=1)
+    except GemmafileError as e:
+        error = e
+    return error, time.monotonic() - start
+
+
 @pytest.mark.parametrize(("preset", "name"), [("gemma2", "Q4_0"), ("gemma3", "F32"), ("llama", "Q8_0")])
 def test_a_damaged_model_is_refused_or_answers(tmp_path: Path, preset: str, name: str, full: bool) -> None:
     sound = small_model(tmp_path / "sound.gguf", preset, name)
@@ -42,17 +54,17 @@ def test_a_damaged_model_is_refused_or_answers(tmp_path: Path, preset: str, name
     refused = answered = 0
     for what, data in mutants(sound, 3334 if full else 100, seed=len(name)):
         path.write_bytes(data)
-        start = time.monotonic()
-        try:
-            with Model.open(path, threads=1) as model:
-                model.generate("Hi there", max_tokens=2, seed=1)
+        error, took_s = attempt(path)
+        if took_s >= MAX_S:  # with a cold cache, a format that the mutant alone has was compiled
+            error, took_s = attempt(path)
+        assert took_s < MAX_S, what
+        if error is None:
             answered += 1
-        except GemmafileError as e:
+        else:
             refused += 1
-            assert "\n" not in str(e), what
-            assert len(str(e)) < 1000, what
-            assert e.exit_code, what
-        assert time.monotonic() - start < MAX_S, what
+            assert "\n" not in str(error), what
+            assert len(str(error)) < 1000, what
+            assert error.exit_code, what
     assert refused > 10
     assert answered > 10
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MAX_GROWTH_KB
