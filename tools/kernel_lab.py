@@ -37,9 +37,10 @@ def kernel_of(name: str, kind: str, n_tokens: int) -> tuple[str | None, str | No
     product = PRODUCTS[name]
     has_unit = product.matmul_unit is not None and amx.is_ready()
     if kind == "batch":
-        if FEW_TOKENS < n_tokens <= SEVERAL_TOKENS and has_unit:
+        is_several = FEW_TOKENS < n_tokens <= SEVERAL_TOKENS
+        if is_several and has_unit and product.batch_unit is not None:
             return product.batch_unit, product.packing_batch, "unit"
-        kind = "matvec" if n_tokens <= FEW_TOKENS else "unit" if has_unit else "matmul"
+        kind = "matvec" if n_tokens <= FEW_TOKENS else "unit" if has_unit and not is_several else "matmul"
     if kind == "unit":
         return product.matmul_unit if has_unit else None, product.packing_unit, "unit"
     return {"matvec": product.matvec, "matmul": product.matmul}[kind], product.packing, arithmetic_of(name, 1)
