@@ -205,7 +205,7 @@ def _make_matmul() -> Callable[..., None]:
     from gemmafile.kernels import emit, simd, tiles
 
     load, atomic_add = simd.load_i64, simd.atomic_add
-    tile = tiles.WeightTile(TOKEN_TILE, 0, below_128=False)
+    tile = tiles.WeightTile(0)
     zero, load_tile, store_tile = tile.zero_floats, tile.load, tile.store
     add_lane = emit.make(tile.floats, [tile.floats, emit.address, emit.address, emit.address], _add_lane_code)
     gather, transpose = _make_gather(), tiles.transposer([128 * STEPS * i for i in range(16)])

@@ -58,4 +58,4 @@ def kernels() -> dict[str, Callable[..., None]]:
         low, high = indices(p0, p1, p2, p3)
         return look_up(low), look_up(high)
 
-    return build_kernels(Quad(BYTES, None, halves, CODEBOOK_OFFSET, below_128=False))
+    return build_kernels(Quad(BYTES, None, halves, CODEBOOK_OFFSET))

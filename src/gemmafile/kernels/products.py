@@ -37,7 +37,9 @@ PRODUCTS = {
     }.items()
     for name in names
 } | {
-    "BF16": Product("bf16.matvec", "bf16.matmul", "bf16", "bf16.matmul_amx", "bf16_many"),
+    "BF16": Product(
+        "bf16.matvec", "bf16.matmul", "bf16", "bf16.matmul_amx", "bf16_many", "bf16.matmul_amx", "bf16_many",
+    ),
     "F16": Product("dots.f16_matvec", "dots.f16_matmul", None),
     "F32": Product("dots.f32_matvec", "dots.f32_matmul", None),
 }  # fmt: skip

@@ -45,4 +45,4 @@ def kernels() -> dict[str, Callable[..., None]]:
     """The compiled twins of `multiply`."""
     from gemmafile.kernels.quads import Quad, build_kernels, nibble_halves
 
-    return build_kernels(Quad(BYTES, None, nibble_halves(2), 8))
+    return build_kernels(Quad(BYTES, None, nibble_halves(2), 8, largest=15))

@@ -48,4 +48,4 @@ def kernels() -> dict[str, Callable[..., None]]:
     """The compiled twins of `multiply`."""
     from gemmafile.kernels.quads import Quad, build_kernels, nibble_halves
 
-    return build_kernels(Quad(BYTES, 2, nibble_halves(4), 0))
+    return build_kernels(Quad(BYTES, 2, nibble_halves(4), 0, largest=15))

@@ -49,7 +49,7 @@ def kernels() -> dict[str, Callable[..., None]]:
     """The compiled twins of `multiply`."""
     from gemmafile.kernels.quads import Quad, build_kernels
 
-    return build_kernels(Quad(BYTES, None, five_bit_halves(2, 6), 16))
+    return build_kernels(Quad(BYTES, None, five_bit_halves(2, 6), 16, largest=31))
 
 
 def five_bit_halves(high_at: int, low_at: int) -> Any:

@@ -51,4 +51,4 @@ def kernels() -> dict[str, Callable[..., None]]:
     from gemmafile.kernels.q5_0 import five_bit_halves
     from gemmafile.kernels.quads import Quad, build_kernels
 
-    return build_kernels(Quad(BYTES, 2, five_bit_halves(4, 8), 0))
+    return build_kernels(Quad(BYTES, 2, five_bit_halves(4, 8), 0, largest=31))

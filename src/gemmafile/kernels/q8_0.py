@@ -56,4 +56,4 @@ def kernels() -> dict[str, Callable[..., None]]:
         high = join_32(join_16(load_16(p0 + 18), load_16(p1 + 18)), join_16(load_16(p2 + 18), load_16(p3 + 18)))
         return low ^ sign, high ^ sign
 
-    return build_kernels(Quad(BYTES, None, halves, 128, below_128=False))
+    return build_kernels(Quad(BYTES, None, halves, 128))

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gemmafile.kernels.ops import NEXT, ROWS, SCRATCH, SCRATCH_BYTES
-from gemmafile.kernels.packing import QUAD_BYTES, QUAD_D, QUAD_D_SUMS, QUAD_MINUS_SUMS, TOKEN_TILE
+from gemmafile.kernels.packing import QUAD_BYTES, QUAD_D, QUAD_D_SUMS, QUAD_MINUS_SUMS
 from gemmafile.kernels.streams import (
     AHEAD_BYTES,
     CHUNK_ROWS,
@@ -47,14 +47,14 @@ class Quad:
     halves(p0, p1, p2, p3)  a `simd.device`: two u8x64, the first 16 weights of each of four blocks and the last
              16, as unsigned numbers
     offset     weights are these numbers minus this
-    below_128  the numbers are
+    largest    of these numbers
     """
 
     bytes: int
     added: int | None
     halves: Any
     offset: int
-    below_128: bool = True
+    largest: int = 255
 
 
 def build_kernels(f: Quad) -> dict[str, Callable[..., None]]:
@@ -135,7 +135,7 @@ def _row_sums_code(f: Quad, n_tokens: int) -> Callable[..., Any]:
             acc = start(b, a, at)
             for i, weights in enumerate((low, high)):
                 activations = emit.load_at(b, a, weights.type, at + 64 * i)
-                acc = emit.dot_bytes(b, acc, weights, activations, below_128=f.below_128)
+                acc = emit.dot_bytes(b, acc, weights, activations, below_128=f.largest < 128)
             sums.append(acc)
         return tiles.join(b, sums)
 
@@ -230,8 +230,9 @@ def _make_matmul(f: Quad) -> Callable[..., None]:
     load, load_f16, store_f32, atomic_add = simd.load_i64, simd.load_f16, simd.store_f32, simd.atomic_add
     quotient, prefetch, store_bytes = simd.quotient, simd.prefetch, simd.store_u8x64
     bytes_, added_at, halves = f.bytes, f.added or 0, f.halves
-    is_added_to, has_offset = f.added is not None, f.offset != 0
-    tile = WeightTile(TOKEN_TILE, QUAD_BYTES, below_128=f.below_128)
+    is_added_to = f.added is not None
+    tile = WeightTile(QUAD_BYTES, largest=f.largest)
+    n_tokens, has_offset = tile.n_tokens, f.offset != 0
     start, dot = tile.start(f.offset), tile.dot([0, 4, 8, 12, 64, 68, 72, 76])
     zero_ints, zero_floats, load_tile, store_tile = tile.zero_ints, tile.zero_floats, tile.load, tile.store
     fma_ints, fma_outer = tile.fma_ints, tile.fma_outer
@@ -317,7 +318,7 @@ def _make_matmul(f: Quad) -> Callable[..., None]:
                             if is_added_to:
                                 sums = fma_outer(sums, d + _SCALES + 128 * j, a + QUAD_D_SUMS + 4 * j)
                     store_tile(sums, c, out_stride)
-                    t += TOKEN_TILE
+                    t += n_tokens
                 quad += here
 
     return matmul

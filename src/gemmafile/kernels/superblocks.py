@@ -23,7 +23,6 @@ from gemmafile.kernels.packing import (
     SUPER_MINUS_SUMS,
     SUPER_SUMS_16,
     SUPER_SUMS_32,
-    TOKEN_TILE,
 )  # fmt: skip
 from gemmafile.kernels.streams import (
     AHEAD_BYTES,
@@ -233,15 +232,20 @@ def _make_matmul(f: SuperBlock) -> Callable[..., None]:
     load, load_f16, store_f32, atomic_add = simd.load_i64, simd.load_f16, simd.store_f32, simd.atomic_add
     quotient, prefetch, store_bytes, store_ints = simd.quotient, simd.prefetch, simd.store_u8x64, simd.store_i32x16
     bytes_, d_at, min_at, chunk, scales = f.bytes, f.d, f.min_scale, f.chunk, f.scales or no_scales()
-    has_scales, has_minimum, has_offset, sub_blocks = f.sub_scales > 0, f.sub_minima > 0, f.offset > 0, f.sub_scales
+    has_scales, has_minimum, sub_blocks = f.sub_scales > 0, f.sub_minima > 0, f.sub_scales
     has_scale_panel = has_scales or has_minimum
     sub_size = 256 // (sub_blocks or 4)  # without sub-scales a step is a chunk
     sub_panel, minima_at = sub_size // 4 * 128, 128 * sub_blocks
-    tile = WeightTile(TOKEN_TILE, SUPER_BYTES, below_128=f.largest < 128)
+    tile = WeightTile(SUPER_BYTES, largest=f.largest)
+    n_tokens, has_offset = tile.n_tokens, f.offset > 0
     start, dot = tile.start(f.offset, sub_size // 16 if has_scales else 16), tile.dot(range(0, sub_size, 4))
     dot_words, sums_at = tile.dot_words(f.sub_minima // 2), SUPER_SUMS_16 if f.sub_minima == 16 else SUPER_SUMS_32
     zero_ints, zero_floats, load_tile, store_tile = tile.zero_ints, tile.zero_floats, tile.load, tile.store
     add_scaled, fma_ints, fma_ints_negative = tile.add_scaled, tile.fma_ints, tile.fma_ints_negative
+    offset_sums_at = SUPER_SUMS_16 if sub_blocks == 16 else SUPER_SUMS_32
+    by_words = tile.word_steps > 1
+    scaled_dot = tile.scaled_dot(range(0, sub_size, 4)) if by_words else None
+    scaled_offset = tile.scaled_offset(f.offset, sub_blocks)
     transpose = transposer([128 * i for i in range(16)])
 
     @simd.device
@@ -289,7 +293,18 @@ def _make_matmul(f: SuperBlock) -> Callable[..., None]:
             total = dot(total, panel + s * sub_panel, a + s * sub_size)
         return total
 
-    integer_sum = scaled_sum if has_scales else plain_sum
+    @simd.device
+    def scaled_words_sum(panel, scale_panel, a):
+        """The same where a sub-scale multiplies sums of 16 bits."""
+        if has_offset:
+            total = scaled_offset(scale_panel, a + offset_sums_at)
+        else:
+            total = zero_ints()
+        for s in range(sub_blocks):
+            total = scaled_dot(total, panel + s * sub_panel, a + s * sub_size, scale_panel + 128 * s)
+        return total
+
+    integer_sum = plain_sum if not has_scales else scaled_words_sum if by_words else scaled_sum
 
     @simd.device
     def prefetch_panel(weights, row_bytes, first, n, block, n_blocks):
@@ -341,7 +356,7 @@ def _make_matmul(f: SuperBlock) -> Callable[..., None]:
                             least = dot_words(scale_panel + minima_at, a + sums_at)
                             sums = fma_ints_negative(sums, least, d + 128, a + SUPER_D)
                         store_tile(sums, c, out_stride)
-                    t += TOKEN_TILE
+                    t += n_tokens
                 block += here
 
     return matmul

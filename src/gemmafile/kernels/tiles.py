@@ -20,6 +20,7 @@ from numba.core import types
 
 from gemmafile.kernels import emit
 from gemmafile.kernels.emit import F32, I8, I16, I32, I64, address, load_at, make, splat, store_at, vec, void
+from gemmafile.kernels.packing import TOKEN_TILE
 
 _FLOATS, _INTS = ir.VectorType(F32, 16), ir.VectorType(I32, 16)
 
@@ -57,6 +58,13 @@ def _times(b: Any, stride: Any, n: int) -> Any:
     return b.mul(stride, ir.Constant(I64, n))
 
 
+def _word_pairs(b: Any, low: Any, high: Any) -> Any:
+    """The lower words of two vectors of int32, lane by lane side by side."""
+    t = low.type
+    both = b.or_(b.and_(low, emit.splat_constant(t, 0xFFFF)), b.shl(high, emit.splat_constant(t, 16)))
+    return b.bitcast(both, ir.VectorType(I16, 2 * t.count))
+
+
 class WeightTile:
     """32 weight rows (2 vectors) x n tokens. Sums are exact int32; floats follow the law.
 
@@ -65,9 +73,14 @@ class WeightTile:
 
     VECTORS, ROWS = 2, 32
 
-    def __init__(self, n_tokens: int, token_bytes: int, *, below_128: bool):
-        self.n_tokens, self.n = n_tokens, n_tokens * self.VECTORS
-        self.token_bytes, self.below_128 = token_bytes, below_128
+    def __init__(self, token_bytes: int, *, largest: int = 255):
+        """largest  of a panel's bytes"""
+        self.word_steps = 32767 // (2 * 128 * largest) if emit.HAS_AVX2 and not emit.HAS_VNNI else 0
+        """Steps whose products, added in pairs, fit in 16 bits, where the CPU has no better way: a few such sums
+        are then widened, and multiplied by a scale, in one instruction."""
+        self.n_tokens = n_tokens = 3 if self.word_steps and not emit.HAS_AVX512 else TOKEN_TILE
+        """What registers hold; a divisor of TOKEN_TILE, since packed activations have room for whole ones."""
+        self.n, self.token_bytes, self.largest = n_tokens * self.VECTORS, token_bytes, largest
         ints, floats = types.UniTuple(vec("i32", 16), self.n), types.UniTuple(vec("f32", 16), self.n)
         zero_i, zero_f = emit.splat_constant(_INTS, 0), emit.splat_constant(_FLOATS, 0.0)
         self.ints, self.floats = ints, floats
@@ -100,6 +113,12 @@ class WeightTile:
     def dot(self, offsets: Sequence[int]) -> Any:
         """dot(acc, panel, a): acc += the products of successive panel steps with the 4 bytes at a + each offset."""
         bytes_ = ir.VectorType(I8, 64)
+        if self.word_steps:
+            ones = emit.splat_constant(ir.VectorType(I16, 16), 1)
+            return make(
+                self.ints, [self.ints, address, address],
+                lambda b, acc, panel, a: self._dot_by_words(b, acc, panel, a, offsets, [ones] * 4),
+            )  # fmt: skip
 
         def code(b: Any, acc: Any, panel: Any, a: Any) -> Any:
             acc = split(b, acc)
@@ -109,10 +128,57 @@ class WeightTile:
                     four = b.bitcast(splat(b, load_at(b, a, I32, t * self.token_bytes + offset), 16), bytes_)
                     for v in range(self.VECTORS):
                         i = v * self.n_tokens + t
-                        acc[i] = emit.dot_bytes(b, acc[i], weights[v], four, below_128=self.below_128)
+                        acc[i] = emit.dot_bytes(b, acc[i], weights[v], four, below_128=self.largest < 128)
             return join(b, acc)
 
         return make(self.ints, [self.ints, address, address], code)
+
+    def scaled_dot(self, offsets: Sequence[int]) -> Any:
+        """scaled_dot(total, panel, a, scales): total += scales int32[32], which fit in 16 bits, * what `dot` sums.
+        Only where there are `word_steps`."""
+
+        def code(b: Any, total: Any, panel: Any, a: Any, scales: Any) -> Any:
+            by_row = [load_at(b, scales, ir.VectorType(I32, 8), 32 * part) for part in range(4)]
+            return self._dot_by_words(b, total, panel, a, offsets, [_word_pairs(b, v, v) for v in by_row])
+
+        return make(self.ints, [self.ints, address, address, address], code)
+
+    def _dot_by_words(self, b: Any, acc: Any, panel: Any, a: Any, offsets: Sequence[int], scales: Sequence[Any]) -> Any:
+        """AVX2: 8 rows at a time; scales <16 x i16>, twice that of each row, for each 8 of the 32."""
+        eight, pairs = ir.VectorType(I32, 8), ir.VectorType(I16, 16)
+        bytes_ = ir.VectorType(I8, 32)
+        parts = [emit.half(b, v, h) for v in split(b, acc) for h in range(2)]
+        place = {(t, p): 2 * (p // 2 * self.n_tokens + t) + p % 2 for t in range(self.n_tokens) for p in range(4)}
+        for first in range(0, len(offsets), self.word_steps):
+            words: dict[tuple[int, int], Any] = {}
+            for s in range(first, min(first + self.word_steps, len(offsets))):
+                weights = [load_at(b, panel, bytes_, s * self.VECTORS * 64 + 32 * p) for p in range(4)]
+                for t in range(self.n_tokens):
+                    four = b.bitcast(splat(b, load_at(b, a, I32, t * self.token_bytes + offsets[s]), 8), bytes_)
+                    for p in range(4):
+                        two = emit.call(b, "llvm.x86.avx2.pmadd.ub.sw", pairs, [weights[p], four])
+                        words[t, p] = b.add(words[t, p], two) if (t, p) in words else two
+            for key, v in words.items():
+                total = emit.call(b, "llvm.x86.avx2.pmadd.wd", eight, [v, scales[key[1]]])
+                parts[place[key]] = b.add(parts[place[key]], total)
+        return join(b, [emit.shuffle(b, parts[i], parts[i + 1], range(16)) for i in range(0, len(parts), 2)])
+
+    def scaled_offset(self, factor: int, n_scales: int) -> Any:
+        """scaled_offset(scales, a): accumulators of -factor times the sum of scales int32[n][32], which fit in 16
+        bits, times the n int16 at `a` of each token."""
+
+        def code(b: Any, scales: Any, a: Any) -> Any:
+            acc = [emit.splat_constant(_INTS, 0)] * self.n
+            for s in range(0, n_scales, 2):
+                for v in range(self.VECTORS):
+                    rows = _word_pairs(b, *(load_at(b, scales, _INTS, 128 * (s + i) + 64 * v) for i in range(2)))
+                    for t in range(self.n_tokens):
+                        two = splat(b, load_at(b, a, I32, t * self.token_bytes + 2 * s), 16)
+                        i = v * self.n_tokens + t
+                        acc[i] = emit.dot_words(b, acc[i], rows, b.bitcast(two, rows.type))
+            return join(b, [b.mul(v, emit.splat_constant(_INTS, -factor)) for v in acc])
+
+        return make(self.ints, [address, address], code)
 
     def dot_words(self, n_steps: int) -> Any:
         """dot_words(panel, a): sums of int16 pairs, panel [step][32 rows][2], 2 x int16 a step at a."""
