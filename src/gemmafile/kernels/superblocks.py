@@ -244,7 +244,7 @@ def _make_matmul(f: SuperBlock) -> Callable[..., None]:
     add_scaled, fma_ints, fma_ints_negative = tile.add_scaled, tile.fma_ints, tile.fma_ints_negative
     offset_sums_at = SUPER_SUMS_16 if sub_blocks == 16 else SUPER_SUMS_32
     by_words = tile.word_steps > 1
-    scaled_dot = tile.scaled_dot(range(0, sub_size, 4)) if by_words else None
+    scaled_dot: Any = tile.scaled_dot(range(0, sub_size, 4)) if by_words else None
     scaled_offset = tile.scaled_offset(f.offset, sub_blocks)
     transpose = transposer([128 * i for i in range(16)])
 
