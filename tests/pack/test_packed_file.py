@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from gemmafile.cli.main import main
+from gemmafile.errors import BadFile
 from gemmafile.files.open import open_model
+from gemmafile.pack import runtime
 from tests.pack.conftest import Packed, start
 
 PROMPT = ("-p", "Once upon a time", "--no-display-prompt")
@@ -139,6 +141,17 @@ def test_gemma_is_refused_without_its_terms(tmp_path: Path, capfd: pytest.Captur
     assert main(words) == 2
     assert "--accept-license" in capfd.readouterr().err
     assert not (tmp_path / "g").exists()
+
+
+def test_a_folder_that_is_more_than_a_python_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("bin/python3", "lib/python3.11/os.py", "share/large"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x" * 10)
+    monkeypatch.setattr(runtime, "MAX_TREE_BYTES", 30)
+    assert runtime.given_runtime(tmp_path).n_bytes > 30  # with the two files that every runtime gets
+    monkeypatch.setattr(runtime, "MAX_TREE_BYTES", 29)
+    with pytest.raises(BadFile, match="a Python alone"):
+        runtime.given_runtime(tmp_path)
 
 
 def test_arguments_of_the_file_and_of_the_user() -> None:

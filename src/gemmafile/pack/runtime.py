@@ -195,6 +195,10 @@ def this_runtime(platform: Platform) -> RuntimeTree:
     )
 
 
+MAX_TREE_BYTES = 1 << 30
+"""A Python's own tree is a tenth of it; a folder such as /usr, given by mistake, is not read whole into memory"""
+
+
 def given_runtime(folder: Path) -> RuntimeTree:
     """Any tree that is a Python and runs where it is put: bin/python3 on Unix, python.exe on Windows."""
     program = next((p for p in ("bin/python3", "python.exe", "python/bin/python3") if (folder / p).exists()), None)
@@ -208,10 +212,14 @@ def given_runtime(folder: Path) -> RuntimeTree:
     )
     python = match[1] if match and "." in match[1] else f"3.{match[2]}" if match else "3.11"
     tree: dict[str, tuple[bytes, bool]] = {}
+    room = MAX_TREE_BYTES
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         inside = path.relative_to(stdlib.parent).as_posix() if path.is_relative_to(stdlib.parent) else ""
         if path.is_file() and "__pycache__" not in name and not (inside and _DROPPED.search(inside)):
+            room -= path.stat().st_size
+            if room < 0:
+                raise BadFile(folder, f"holds more than {MAX_TREE_BYTES >> 20} MiB: give the tree of a Python alone")
             tree[name] = path.read_bytes(), os.access(path, os.X_OK)
     loader = next((f"lib/{name}" for name in LOADERS.values() if f"lib/{name}" in tree), "")
     if loader:
