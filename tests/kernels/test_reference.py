@@ -72,6 +72,45 @@ def test_rope_factors_divide_the_frequencies() -> None:
     np.testing.assert_array_equal(inverse_frequencies(rope, factors), inverse_frequencies(rope, None) / factors)
 
 
+def llama3_factors(rope: Rope, factor: float, length: int) -> np.ndarray:
+    """As a converter writes them: float64 rounded to float32."""
+    turns = length / (2 * np.pi * rope.base ** (np.arange(0, rope.dim, 2) / rope.dim))
+    smooth = np.clip((turns - 1) / 3, 0, 1)
+    return (1 / ((1 - smooth) / factor + smooth)).astype(F)
+
+
+def test_llama3s_blended_frequencies_have_the_last_bits_that_models_are_trained_with() -> None:
+    """As transformers' _compute_llama3_parameters; divided by the factors, 2 of the 5 in the band have other bits."""
+    rope = Rope(10_000.0, 1.0, 64, True, use_factors=True)
+    expected = "3ed7e89b 3e7a3ff4 3e029a8a 3d83b4e5 3cfab830"
+    inv_freq = inverse_frequencies(rope, llama3_factors(rope, 8.0, 64))
+    assert " ".join(f"{bits:08x}" for bits in inv_freq[3:8].view(np.uint32)) == expected
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("length", [64, 100, 8192])
+@pytest.mark.parametrize("factor", [2.0, 8.0, 32.0])
+@pytest.mark.parametrize("dim", [32, 80, 128])
+def test_llama3s_frequencies_equal_transformers(dim: int, factor: float, length: int) -> None:
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    bands = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": length}
+    scaling = {"rope_type": "llama3", "rope_theta": 10_000.0, "factor": factor} | bands
+    config = LlamaConfig(
+        hidden_size=dim, num_attention_heads=1, head_dim=dim, max_position_embeddings=1 << 17, rope_parameters=scaling
+    )
+    expected = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")[0].numpy()
+    rope = Rope(10_000.0, 1.0, dim, True, use_factors=True)
+    np.testing.assert_array_equal(inverse_frequencies(rope, llama3_factors(rope, factor, length)), expected)
+
+
+def test_factors_that_are_not_llama3s_are_divided_by_as_they_stand() -> None:
+    rope = Rope(10_000.0, 1.0, 64, True, use_factors=True)
+    factors = np.linspace(1, 8, 32, dtype=F) ** 1.3
+    np.testing.assert_array_equal(inverse_frequencies(rope, factors), inverse_frequencies(rope, None) / factors)
+
+
 def test_gates_and_cap_equal_float64() -> None:
     rng = np.random.default_rng(3)
     x, up = (rng.standard_normal((9, 500)) * 4).astype(F), rng.standard_normal((9, 500), F)

@@ -18,7 +18,32 @@ def inverse_frequencies(rope: Rope, factors: np.ndarray | None) -> np.ndarray:
     with np.errstate(over="ignore", divide="ignore"):  # a base out of all bounds
         power = (rope.base ** exponent.astype(np.float64)).astype(np.float32)
         inv_freq = np.float32(1) / power / np.float32(rope.factor)
-    return inv_freq if factors is None else inv_freq / factors.astype(np.float32)
+    return inv_freq if factors is None else _divided(inv_freq, factors.astype(np.float32))
+
+
+def _divided(inv_freq: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    """float32[dim / 2]: inv_freq / factors; in the band that Llama 3 blends, rounded as it was trained.
+
+    A file holds the blend as a float32 to divide by, transformers adds two products: in the last bit they differ, and
+    at position 1,000 some logits show it. So where the factors are those of an original context of L positions, with
+    Llama 3's bands of 1 and 4 turns, the blend is made anew from L. Any other factors are divided by as they stand.
+    Source: transformers `_compute_llama3_parameters`.
+    """
+    one, divisor = np.float32(1), factors.max()
+    blended = (factors > 1) & (factors < divisor)
+    divided: np.ndarray = inv_freq / factors
+    if not blended.any():
+        return divided
+    inv, low, high = inv_freq[blended], np.float32(1), np.float32(4)
+    share = (1 / factors[blended].astype(np.float64) - 1 / float(divisor)) / (1 - 1 / float(divisor))
+    lengths = (1 + 3 * share) * 2 * np.pi / inv
+    length = np.float32(np.round(np.median(lengths)))
+    wavelength = one / inv * np.float32(2 * np.pi)  # torch divides a number by a tensor so
+    smooth = (one / wavelength * length - low) / (high - low)
+    blend = (one - smooth) * inv / divisor + smooth * inv
+    if np.allclose(blend, divided[blended], rtol=1e-5, atol=0):
+        divided[blended] = blend
+    return divided
 
 
 def rotary_table(inv_freq: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
