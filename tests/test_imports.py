@@ -16,13 +16,13 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "src" / "gemmafile"
 
-ORDER = ("files", "pack", "overrides", "model", "kernels", "text", "engine", "completion", "model_api", "bench", "cli")
+ORDER = ("files", "pack", "overrides", "model", "kernels", "text", "engine", "completion", "model_api", "bench", "server", "web", "cli")
 """A part may import itself and the parts before it."""
 
 FREE = {"errors", "settings", "progress"}
 """Anyone may import these; they import nothing of ours but each other."""
 
-HEAVY = ("numpy", "numba", "llvmlite", "jinja2", "rich", "llguidance", "platformdirs")
+HEAVY = ("numpy", "numba", "llvmlite", "jinja2", "rich", "llguidance", "platformdirs", "starlette", "uvicorn")
 """What `gemmafile --help` has no use for."""
 
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -18,10 +18,14 @@ from pathlib import Path
 from gemmafile.errors import GemmafileError
 from gemmafile.pack.platforms import Platform, this_platform
 
-DEPENDENCIES = ("numpy", "jinja2", "markupsafe", "platformdirs", "llguidance")
+SERVER = ("starlette", "anyio", "idna", "typing_extensions", "uvicorn", "click", "h11")
+PAGE = ("markdown_it_py", "mdurl", "mdit_py_plugins", "pygments", "latex2mathml", "pypdf")
+"""What the server and its page import, and what that needs: Python alone."""
+
+PURE = ("jinja2", "markupsafe", "platformdirs", *SERVER, *PAGE)
+DEPENDENCIES = ("numpy", "llguidance", *PURE)
 """What the engine imports; `any` platform gets those that are Python alone, and brings its own NumPy."""
 
-PURE = ("jinja2", "markupsafe", "platformdirs")
 COMPILER = ("numba", "llvmlite")
 
 Files = dict[str, bytes]
