@@ -16,7 +16,24 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "src" / "gemmafile"
 
-ORDER = ("files", "pack", "overrides", "model", "kernels", "text", "engine", "completion", "model_api", "bench", "server", "web", "cli")
+ORDER = (
+    "files", "pack", "overrides", "model", "kernels", "text", "engine", "completion", "model_api", "bench", "server",
+    "web", "cli",
+)  # fmt: skip
+    "files",
+    "pack",
+    "overrides",
+    "model",
+    "kernels",
+    "text",
+    "engine",
+    "completion",
+    "model_api",
+    "bench",
+    "server",
+    "web",
+    "cli",
+)
 """A part may import itself and the parts before it."""
 
 FREE = {"errors", "settings", "progress"}

@@ -103,7 +103,7 @@ class Answer:
         self.ending: Ending = "unfinished"
         self.prompt_s = self.generation_s = 0.0
         self.n_computed = 0
-        self._stops, self._stop_ids = StopStrings(stop), _stop_ids(tokenizer, stop, special)
+        self._stops, self._stop_ids = StopStrings(stop), stop_ids(tokenizer, stop, special)
         self._on_progress, self._is_cancelled = on_progress, is_cancelled
 
     @property
@@ -175,7 +175,7 @@ def keep_common_prefix(sequence: CachedSequence, token_ids: list[int], n_context
     return token_ids[n_common:]
 
 
-def _stop_ids(tokenizer: Tokenizer, stop: Sequence[str], special: bool) -> frozenset[int]:
+def stop_ids(tokenizer: Tokenizer, stop: Sequence[str], special: bool) -> frozenset[int]:
     """Stop strings that are a control token: its text is not in the stream unless `special`, so its id is watched."""
     found = (tokenizer.find_token(text) for text in stop)
     return frozenset(i for i in found if i is not None and tokenizer.is_control(i) and not special)

@@ -144,6 +144,55 @@ class RunSettings:
     log_disable: bool = option(False, "--log-disable", help="nothing on stderr but errors")
 
 
+POOLINGS = ("mean", "cls", "last")
+LOG_FORMS = ("off", "line", "json")
+
+
+@dataclass
+class ServeSettings:
+    """What `gemmafile serve` offers, to whom, and within which limits."""
+
+    host: str = option("127.0.0.1", "--host", help="address to listen on; other than this machine's own: an API key is asked for", metavar="ADDR", env="LLAMA_ARG_HOST")
+    port: int | None = option(None, "--port", help="port; 0: any that is free (default: 8080, or the next one that is free)", metavar="N", env="LLAMA_ARG_PORT")
+    listen: str | None = option(None, "--listen", "-l", help="--host and --port in one", metavar="HOST:PORT")
+    server: bool = option(False, "--server", "--v2", help="serve, whatever other flags say")
+    browser: bool = option(True, "--browser", help="open the page in a browser where there is one (the default)", off=("--nobrowser", "--no-browser"))
+    webui: bool = option(True, "--webui", "--ui", help="offer the chat page (the default)", off=("--no-webui", "--no-ui"), env="LLAMA_ARG_WEBUI")
+    parallel: int = option(16, "--parallel", "-np", help="answers made at the same time; more of them wait for their turn", metavar="N", env="LLAMA_ARG_N_PARALLEL")
+    max_queue: int = option(256, "--max-queue", help="requests that may wait; further ones are refused with 429", metavar="N")
+    alias: str | None = option(None, "--alias", "-a", help="name of the model in the APIs (default: the file's)", metavar="NAME", env="LLAMA_ARG_ALIAS")
+    api_keys: list[str] = option([], "--api-key", help="key that every request but /health must bring (repeatable, or separated by commas)", metavar="KEY", action="append", env="LLAMA_API_KEY")
+    api_key_file: str | None = option(None, "--api-key-file", help="file of such keys, one a line", metavar="FILE")
+    allowed_hosts: list[str] = option([], "--allow-host", help="name this server is also known by: requests to other names are refused (repeatable)", metavar="NAME", action="append")
+    cors_origins: list[str] = option([], "--cors-origins", help="other origins whose pages may ask, separated by commas; *: all", metavar="LIST", action="append", env="LLAMA_ARG_CORS_ORIGINS")
+    prefix: str = option("", "--api-prefix", "--url-prefix", help="path in front of all others", metavar="PATH", env="LLAMA_ARG_API_PREFIX")
+    path: str | None = option(None, "--path", "--www-root", help="folder of files to serve instead of the chat page", metavar="DIR", env="LLAMA_ARG_STATIC_PATH")
+    ssl_key_file: str | None = option(None, "--ssl-key-file", help="private key (PEM): answer by HTTPS", metavar="FILE", env="LLAMA_ARG_SSL_KEY_FILE")
+    ssl_cert_file: str | None = option(None, "--ssl-cert-file", help="certificate (PEM): answer by HTTPS", metavar="FILE", env="LLAMA_ARG_SSL_CERT_FILE")
+    timeout: int = option(3600, "--timeout", "-to", help="seconds after which a client that takes none of its answer is dropped", metavar="N", env="LLAMA_ARG_TIMEOUT")
+    keep_alive: int = option(75, "--keep-alive", help="seconds an idle connection is kept", metavar="N")
+    stop_timeout: float = option(10.0, "--stop-timeout", help="seconds that answers under way have after SIGTERM or ctrl-c", metavar="N")
+    max_body_mb: float = option(16.0, "--max-body-mb", help="largest request, in MB", metavar="N")
+    max_connections: int = option(1024, "--max-connections", help="connections at a time", metavar="N")
+    max_tokens: int | None = option(None, "--max-tokens", help="most tokens of an answer, whatever a request asks for", metavar="N")
+    max_seconds: float | None = option(None, "--max-seconds", help="most seconds of an answer, whatever a request asks for", metavar="N")
+    embeddings: bool = option(False, "--embeddings", "--embedding", help="accepted: embeddings are always offered", env="LLAMA_ARG_EMBEDDINGS")
+    pooling: str | None = option(None, "--pooling", help="how an embedding is made of its tokens (default: the model's, else mean)", choices=POOLINGS, env="LLAMA_ARG_POOLING")
+    embd_normalize: int = option(2, "--embd-normalize", help="norm of embeddings: -1 none, 0 largest value int16, 1 taxicab, 2 Euclidean, more: p-norm", metavar="N")
+    metrics: bool = option(False, "--metrics", help="offer /metrics for Prometheus", env="LLAMA_ARG_ENDPOINT_METRICS")
+    slots: bool = option(True, "--slots", help="offer GET /slots (the default)", off=("--no-slots", "--slots-endpoint-disable"), env="LLAMA_ARG_ENDPOINT_SLOTS")
+    slot_save_path: str | None = option(None, "--slot-save-path", help="folder where /slots saves prompts that were read", metavar="DIR")
+    cache_prompt: bool = option(True, "--cache-prompt", help="what prompts share is read once (the default)", off=("--no-cache-prompt",), env="LLAMA_ARG_CACHE_PROMPT")
+    cache_disk: str | None = option(None, "--cache-disk", help="folder where read prompts outlive the server", metavar="DIR")
+    log_requests: str = option("off", "--log-requests", help="a line, or a JSON object, on stderr for each request", choices=LOG_FORMS)
+    log_text: bool = option(False, "--log-text", help="--log-requests shows prompts and answers too")
+    filters: list[str] = option([], "--filter", help="NAME or NAME:ARGUMENT of a filter on what is asked and answered, e.g. personal-data or words:FILE (repeatable)", metavar="NAME", action="append")
+    threads_http: int | None = option(None, "--threads-http", help="accepted: one thread answers HTTP, the engine is a process of its own", metavar="N", env="LLAMA_ARG_THREADS_HTTP")
+    slot_prompt_similarity: float | None = option(None, "--slot-prompt-similarity", "-sps", help="accepted: prompts share what they have in common, whatever the slot", metavar="N")
+    cache_ram: int | None = option(None, "--cache-ram", "-cram", help="accepted: the cache is what -c says", metavar="N")
+    cache_reuse: int | None = option(None, "--cache-reuse", help="accepted: prompts share what they have in common from their start", metavar="N")
+
+
 def changed(settings: Any) -> dict[str, Any]:
     """The fields of a settings object that differ from their defaults."""
     default = type(settings)()

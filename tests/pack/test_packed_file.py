@@ -175,4 +175,5 @@ def test_what_the_engine_imports_travels() -> None:
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             found |= {name.split(".")[0] for name in names}
     foreign = {name for name in found if name not in sys.stdlib_module_names} - {"gemmafile", "xllamacpp"}
-    assert foreign <= {*DEPENDENCIES, *COMPILER}
+    packages = {"markdown_it": "markdown_it_py"}
+    assert {packages.get(name, name) for name in foreign} <= {*DEPENDENCIES, *COMPILER}

@@ -1,0 +1,416 @@
+"""From a request to text: what every API's routes are made of.
+
+    token_ids = await chat_prompt(door, messages)          or prompt_ids(door, text)
+    pieces = await begin(answer(door, Ask(token_ids, sampling)))
+    async for piece in pieces: ...                         Progress, TextPiece ..., and at the end one Finished
+
+`begin` waits for the first of them, so that what is wrong with a request still gets its true status. Closing the
+iterator, which a client's going away does, cancels the job within one pass of the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeAlias, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from gemmafile.completion import StopStrings, stop_ids
+from gemmafile.engine.jobs import End, Progress, Scores, Timings, Token
+from gemmafile.engine.sampling_options import check_sampling
+from gemmafile.server.client import JobStream
+from gemmafile.server.door import Door
+from gemmafile.server.errors import ApiError, as_api_error, bad_request, context_overflow
+from gemmafile.settings import SamplingSettings
+
+__all__ = [
+    "Ask", "Event", "EventStream", "Finished", "Progress", "Scores", "TextPiece", "answer", "begin", "chat_prompt",
+    "collect", "merge", "prompt_ids", "stream_until_disconnect",
+]  # fmt: skip
+
+T = TypeVar("T")
+
+LONG_TEXT = 20_000
+"""Characters beyond which a prompt is encoded on another thread: 10 ms and more."""
+
+END_WITHIN_S = 10.0
+"""How long an answer that was stopped waits for the engine to say so."""
+
+
+@dataclass
+class Ask:
+    """One answer that is wanted.
+
+    max_tokens    negative: until the model ends or the context is full · `stop` texts that end it
+    n_probs       probabilities of so many tokens with each one; taken from `sampling` where it is not given here
+    special       control tokens are written out · `slot` to run in, -1: any · `deadline_s` seconds at most
+    score_prompt  `Scores` of the prompt's tokens come first
+    """
+
+    token_ids: list[int]
+    sampling: SamplingSettings
+    max_tokens: int = -1
+    stop: Sequence[str] = ()
+    n_probs: int = 0
+    special: bool = False
+    cache_prompt: bool = True
+    slot: int = -1
+    deadline_s: float | None = None
+    score_prompt: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TextPiece:
+    """What a token added to the text: "" while it is held back, which may be part of a character or of a stop string.
+
+    `token_id`  None for text released at the end · `logprob`, `top` [(token id, log-probability)] where asked for
+    """
+
+    text: str
+    token_id: int | None = None
+    logprob: float | None = None
+    top: Sequence[tuple[int, float]] | None = None
+
+
+Ending = Literal["eos", "word", "limit", "context full", "cancelled", "deadline", "filter"]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The answer is over.
+
+    finish_reason  in OpenAI's words: "stop" (the model ended it, or a stop string), "length", "content_filter"
+    ending         more exactly · `stop_text` the stop string, if that was why
+    n_prompt       tokens of the prompt, `n_cached` of them not computed again · `n_predicted` tokens chosen
+    timings        llama.cpp's object · `token_ids` chosen, the one that ended the answer included
+    """
+
+    finish_reason: Literal["stop", "length", "content_filter"]
+    ending: Ending
+    stop_text: str | None
+    n_prompt: int
+    n_cached: int
+    n_predicted: int
+    timings: dict[str, Any]
+    token_ids: list[int] = field(default_factory=list)
+    slot: int = -1
+
+
+Event: TypeAlias = Progress | Scores | TextPiece | Finished
+
+_ENDINGS: dict[str, Ending] = {
+    "stop": "eos", "limit": "limit", "context full": "context full", "cancelled": "cancelled", "deadline": "deadline",
+}  # fmt: skip
+
+
+# --- prompts -------------------------------------------------------------------------------------------------------
+
+
+async def prompt_ids(door: Door, text: str, *, parse_special: bool = True, add_special: bool = True) -> list[int]:
+    """Token ids of a text to be gone on from: BOS in front where the model wants it, and not twice."""
+    tokenizer = door.tokenizer
+
+    def encode() -> list[int]:
+        doubled = parse_special and tokenizer.starts_with_bos(text)
+        return tokenizer.encode(text, add_special=add_special and not doubled, parse_special=parse_special)
+
+    return await _somewhere(encode, len(text))
+
+
+async def chat_prompt(
+    door: Door,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
+    add_generation_prompt: bool = True,
+) -> list[int]:
+    """Token ids of a chat, by the model's template. No text of a message becomes a control token.
+
+    Raises BadSettings (400) for messages that are malformed or that the template refuses.
+    """
+    variables = {**(template_kwargs or {})}
+    for name in ("messages", "add_generation_prompt", "tools"):
+        variables.pop(name, None)
+    if tools:
+        variables["tools"] = list(tools)
+    n_chars = sum(len(str(message)) for message in messages) if isinstance(messages, (list, tuple)) else 0
+
+    def encode() -> list[int]:
+        return door.chat_template.encode(messages, add_generation_prompt, **variables)
+
+    return await _somewhere(encode, n_chars)
+
+
+async def _somewhere(encode: Callable[[], list[int]], n_chars: int) -> list[int]:
+    return await asyncio.to_thread(encode) if n_chars > LONG_TEXT else encode()
+
+
+# --- answers -------------------------------------------------------------------------------------------------------
+
+
+def check_ask(door: Door, ask: Ask) -> None:
+    """Raises ApiError or BadSettings for what is known to be wrong before the engine is asked."""
+    info = door.client.require_ready()
+    if not ask.token_ids:
+        raise bad_request("the prompt is empty: there is nothing to go on from", "prompt")
+    if len(ask.token_ids) > info.n_ctx:
+        raise context_overflow(len(ask.token_ids), info.n_ctx)
+    check_sampling(ask.sampling, door.model.config.n_vocab)
+
+
+def submit(door: Door, ask: Ask) -> JobStream:
+    """The job of an answer. Raises ApiError or BadSettings."""
+    check_ask(door, ask)
+    settings = door.settings
+    limits = [n for n in (ask.max_tokens, settings.max_tokens) if n is not None and n >= 0]
+    seconds = [s for s in (ask.deadline_s, settings.max_seconds) if s is not None]
+    sampling = ask.sampling
+    if ask.n_probs > sampling.n_probs:
+        sampling = replace(sampling, n_probs=ask.n_probs)
+    return door.client.submit(
+        ask.token_ids,
+        sampling,
+        n_predict=min(limits, default=-1),
+        cache_prompt=ask.cache_prompt and settings.cache_prompt,
+        slot=ask.slot,
+        deadline_s=min(seconds, default=None),
+        score_prompt=ask.score_prompt,
+    )
+
+
+async def answer(door: Door, ask: Ask) -> AsyncGenerator[Event, None]:
+    """The events of one answer. Raises ApiError; closing it cancels the job."""
+    stream = submit(door, ask)
+    decoder = door.tokenizer.stream(ask.special, at_start=False)
+    stops = StopStrings(ask.stop)
+    watched = stop_ids(door.tokenizer, ask.stop, ask.special)
+    eog_ids = door.tokenizer.eog_ids
+    chosen: list[int] = []
+    ending: Ending | None = None
+    try:
+        async for event in stream:
+            if isinstance(event, Token):
+                token_id = event.token_id
+                chosen.append(token_id)
+                is_watched = token_id in watched
+                ends = is_watched or (token_id in eog_ids and not ask.sampling.ignore_eos)
+                text = "" if is_watched or (ends and not ask.special) else decoder.push(token_id)
+                yield TextPiece(stops.push(text), token_id, event.logprob, event.top)
+                if is_watched or stops.found is not None:
+                    ending = "word"
+                    await stream.cancel()
+                    break
+            elif isinstance(event, (Progress, Scores)):
+                yield event
+            elif isinstance(event, End):
+                break
+        end = event if isinstance(event, End) else await _await_end(stream)
+        if ending is None:
+            ending = _ENDINGS[end.reason]
+            rest = stops.push(decoder.flush()) + stops.flush()
+            if rest:
+                yield TextPiece(rest)
+        yield _finish(ask, ending, stops.found, end, chosen)
+    finally:
+        await stream.aclose()
+
+
+async def _await_end(stream: JobStream) -> End:
+    """The `End` of a job that was cancelled; its last tokens are dropped."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(END_WITHIN_S):
+            async for event in stream:
+                if isinstance(event, End):
+                    return event
+    return End(stream.id, "cancelled", Timings())
+
+
+def _finish(ask: Ask, ending: Ending, stop_text: str | None, end: End, chosen: list[int]) -> Finished:
+    timings = llamacpp_timings(end.timings)
+    return Finished(
+        "stop" if ending in ("eos", "word") else "length",
+        ending, stop_text, len(ask.token_ids), end.timings.cache_n, len(chosen), timings, chosen, end.slot,
+    )  # fmt: skip
+
+
+def llamacpp_timings(timings: Timings) -> dict[str, Any]:
+    """llama.cpp's `timings` object."""
+
+    def rates(name: str, n: int, ms: float) -> dict[str, Any]:
+        per_token, per_second = (ms / n if n else 0.0), (1000 * n / ms if ms > 0 else 0.0)
+        return {
+            f"{name}_n": n, f"{name}_ms": ms, f"{name}_per_token_ms": per_token, f"{name}_per_second": per_second,
+        }  # fmt: skip
+
+    found: dict[str, Any] = {"cache_n": timings.cache_n, **rates("prompt", timings.prompt_n, timings.prompt_ms)}
+    return found | rates("predicted", timings.predicted_n, timings.predicted_ms)
+
+
+async def begin(events: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    """The same events, once the first has come: an error before it is raised here, before any byte is sent."""
+    try:
+        first = await anext(events)
+    except BaseException:
+        await events.aclose()
+        raise
+    return _resume(first, events)
+
+
+async def _resume(first: T, events: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    try:
+        yield first
+        async for event in events:
+            yield event
+    finally:
+        await events.aclose()
+
+
+async def merge(answers: Sequence[AsyncGenerator[Event, None]]) -> AsyncGenerator[tuple[int, Event], None]:
+    """The events of several answers as they come, each with the number of its answer; an error of one ends them all."""
+    if len(answers) == 1:
+        async with aclosing(answers[0]) as only:
+            async for event in only:
+                yield 0, event
+        return
+    events: asyncio.Queue[tuple[int, Event] | Exception | None] = asyncio.Queue()
+
+    async def pump(number: int) -> None:
+        try:
+            async with aclosing(answers[number]) as source:
+                async for event in source:
+                    events.put_nowait((number, event))
+            events.put_nowait(None)
+        except Exception as error:
+            events.put_nowait(error)
+
+    tasks = [asyncio.create_task(pump(number)) for number in range(len(answers))]
+    n_left = len(tasks)
+    try:
+        while n_left:
+            item = await events.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                n_left -= 1
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def collect(
+    events: AsyncIterator[Event], request: Request | None = None
+) -> tuple[list[TextPiece], Finished, list[Scores]]:
+    """All of an answer: its pieces, its end, the scores of its prompt.
+
+    `request`  the answer is given up when its client goes away; ClientGone is raised then
+    """
+
+    async def take() -> tuple[list[TextPiece], Finished, list[Scores]]:
+        pieces: list[TextPiece] = []
+        scores: list[Scores] = []
+        async for event in events:
+            if isinstance(event, TextPiece):
+                pieces.append(event)
+            elif isinstance(event, Scores):
+                scores.append(event)
+            elif isinstance(event, Finished):
+                return pieces, event, scores
+        raise ApiError(500, "the answer has no end")
+
+    try:
+        return await (take() if request is None else until_disconnect(request.receive, take()))
+    finally:
+        if isinstance(events, AsyncGenerator):
+            await events.aclose()
+
+
+class ClientGone(Exception):
+    """Nobody is there to take the answer."""
+
+
+async def until_disconnect(receive: Receive, work: Awaitable[Any]) -> Any:
+    """The result of `work`, which is cancelled when the client goes away (ClientGone)."""
+    task = asyncio.ensure_future(work)
+    watch = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientGone
+    finally:
+        for each in (task, watch):
+            if not each.done():
+                each.cancel()
+        await asyncio.gather(task, watch, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+# --- streams -------------------------------------------------------------------------------------------------------
+
+
+class EventStream(Response):
+    """A response whose body comes in pieces: server-sent events, or lines of JSON.
+
+    `chunks` gives bytes; it is closed when the client goes away, or takes nothing for `timeout_s` seconds. An error in
+    the middle ends the stream with what `show_error` makes of it.
+    """
+
+    def __init__(
+        self,
+        chunks: AsyncGenerator[bytes, None],
+        media_type: str = "text/event-stream",
+        *,
+        timeout_s: float = 3600.0,
+        show_error: Callable[[ApiError], bytes] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ):
+        self.chunks, self.timeout_s, self.show_error = chunks, timeout_s, show_error
+        self.status_code, self.background = 200, None
+        # Proxies in between are not to collect what comes piece by piece.
+        no_buffers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        self.media_type = media_type
+        self.init_headers({**no_buffers, **(headers or {})})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            with contextlib.suppress(ClientGone, TimeoutError):
+                await until_disconnect(receive, self._send(send))
+        finally:
+            await self.chunks.aclose()
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        try:
+            async for chunk in self.chunks:
+                async with asyncio.timeout(self.timeout_s):
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        except Exception as error:
+            if self.show_error is None or isinstance(error, TimeoutError):
+                raise
+            body = self.show_error(as_api_error(error))
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def stream_until_disconnect(
+    request: Request,
+    chunks: AsyncGenerator[bytes, None],
+    media_type: str = "text/event-stream",
+    show_error: Callable[[ApiError], bytes] | None = None,
+) -> EventStream:
+    """The response that sends `chunks` and closes them, which cancels the job, when the client goes away."""
+    timeout_s = float(request.app.state.door.settings.timeout)
+    return EventStream(chunks, media_type, timeout_s=timeout_s, show_error=show_error)

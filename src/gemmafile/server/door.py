@@ -1,0 +1,106 @@
+"""The door: everything that routes share. One object, made by whoever starts the server (launch.py, tests)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from gemmafile.errors import BadSettings
+from gemmafile.server.body import Limits
+from gemmafile.settings import RunSettings, SamplingSettings, ServeSettings
+
+if TYPE_CHECKING:
+    from gemmafile.model.config import ModelConfig
+    from gemmafile.server.client import EngineClient
+    from gemmafile.text.chat import ChatTemplate
+    from gemmafile.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the model's file says of itself, without its weights.
+
+    `n_params` numbers in its tensors · `n_bytes` of the file · `metadata` the file's keys, a mapping
+    """
+
+    path: str
+    config: ModelConfig
+    n_params: int
+    n_bytes: int
+    metadata: Mapping[str, Any]
+
+
+@dataclass
+class Door:
+    """What every route may use.
+
+    client       the engine · `tokenizer`, `chat_template` of the model · `model` the file's own words
+    settings     of the server · `run`, `sampling` the flags it was started with: the defaults of every request
+    model_name   in the APIs
+    """
+
+    client: EngineClient
+    tokenizer: Tokenizer
+    model: ModelFacts
+    settings: ServeSettings = field(default_factory=ServeSettings)
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    run: RunSettings = field(default_factory=RunSettings)
+    template: str | None = None
+    started_s: float = field(default_factory=time.time)
+    stopping: Callable[[], None] | None = None
+
+    def stop(self) -> None:
+        """Have the server end, as a signal would."""
+        if self.stopping is not None:
+            self.stopping()
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate:
+        """Raises BadFile where the model's own does not compile."""
+        from gemmafile.text.chat import ChatTemplate
+
+        architecture = self.model.config.architecture
+        return ChatTemplate(self.template, architecture, self.tokenizer, self.run.system_policy)
+
+    @property
+    def model_name(self) -> str:
+        if self.settings.alias:
+            return self.settings.alias
+        name = self.model.path.replace("\\", "/").rpartition("/")[2]
+        return name.removesuffix(".gguf").removesuffix(".llamafile") or "model"
+
+    @property
+    def n_context(self) -> int:
+        """Positions of one sequence: the engine's, once it is there."""
+        return self.client.info.n_ctx if self.client.info is not None else self.model.config.n_context
+
+    @cached_property
+    def limits(self) -> Limits:
+        return Limits(max_bytes=int(self.settings.max_body_mb * 1_000_000))
+
+    @property
+    def file_metadata(self) -> Mapping[str, Any]:
+        return self.model.metadata
+
+
+def check_serve_settings(settings: ServeSettings) -> None:
+    """Raises BadSettings for values that cannot be meant."""
+    least: Sequence[tuple[str, float | None, float]] = (
+        ("--parallel", settings.parallel, 1), ("--max-queue", settings.max_queue, 0),
+        ("--timeout", settings.timeout, 1), ("--max-body-mb", settings.max_body_mb, 0.001),
+        ("--max-connections", settings.max_connections, 1), ("--stop-timeout", settings.stop_timeout, 0),
+        ("--keep-alive", settings.keep_alive, 0), ("--max-tokens", settings.max_tokens, 1),
+        ("--max-seconds", settings.max_seconds, 0), ("--port", settings.port, 0),
+    )  # fmt: skip
+    for flag, value, low in least:
+        if value is not None and not value >= low:
+            raise BadSettings(f"{flag} is {value:g}, expected {low:g} or more")
+    if settings.port is not None and settings.port > 65535:
+        raise BadSettings(f"--port is {settings.port}, expected 0 to 65535")
+    if (settings.ssl_key_file is None) != (settings.ssl_cert_file is None):
+        raise BadSettings("HTTPS needs both --ssl-key-file and --ssl-cert-file")
+    if settings.prefix and not settings.prefix.startswith("/"):
+        raise BadSettings(f"--api-prefix {settings.prefix!r} has to begin with a slash")

@@ -1,0 +1,36 @@
+"""Responses in JSON: answers, and errors in the shape of the API that was asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.responses import Response
+
+from gemmafile.server.errors import ApiError, error_body
+
+
+class Json(Response):
+    """A JSON response; text stays readable, and numbers that JSON has none of are null."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        try:
+            return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        except ValueError:
+            return json.dumps(finite(content), ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def finite(value: Any) -> Any:
+    """The value with null for every number that JSON has no word for."""
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def error_response(error: ApiError, path: str, headers: Mapping[str, str] | None = None) -> Response:
+    return Json(error_body(error, path), error.status, headers={**(headers or {}), **error.headers})

@@ -1,0 +1,23 @@
+"""Small models, and a server of one for all tests that change nothing about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.server.running import Running, running
+from tests.tiny import write_small
+
+
+@pytest.fixture(scope="session")
+def small_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Llama-shaped, with a byte-level vocabulary: it has no chat template of its own."""
+    return write_small(tmp_path_factory.mktemp("served") / "small.gguf", "llama")
+
+
+@pytest.fixture(scope="session")
+def server(small_path: Path) -> Iterator[Running]:
+    with running(small_path) as server:
+        yield server
