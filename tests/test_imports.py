@@ -20,20 +20,6 @@ ORDER = (
     "files", "pack", "overrides", "model", "kernels", "text", "engine", "completion", "model_api", "bench", "server",
     "web", "cli",
 )  # fmt: skip
-    "files",
-    "pack",
-    "overrides",
-    "model",
-    "kernels",
-    "text",
-    "engine",
-    "completion",
-    "model_api",
-    "bench",
-    "server",
-    "web",
-    "cli",
-)
 """A part may import itself and the parts before it."""
 
 FREE = {"errors", "settings", "progress"}

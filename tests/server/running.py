@@ -1,4 +1,4 @@
-"""A real server for tests: a thread with an event loop, the engine in its process, a port of its own; and a plain client.
+"""A real server for tests (a thread with an event loop, the engine in its process, a port of its own) and a client.
 
 with running(path) as server:
     status, body = server.post("/completion", {"prompt": "x"})

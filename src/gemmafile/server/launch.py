@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 from typing import Any
 
@@ -24,8 +25,6 @@ def open_door(
 
     Raises BadFile or UnsupportedModel for the file.
     """
-    import math
-
     from gemmafile.files.open import open_model
     from gemmafile.model.config import read_config
     from gemmafile.overrides import apply_overrides
@@ -85,7 +84,7 @@ async def serve(door: Door, listener: socket.socket) -> None:
     config = uvicorn.Config(
         create_app(door), http="h11", loop="asyncio", ws="none", lifespan="off", log_config=None, access_log=False,
         timeout_keep_alive=door.settings.keep_alive,
-        timeout_graceful_shutdown=door.settings.stop_timeout,  # type: ignore[arg-type]  a fraction will do
+        timeout_graceful_shutdown=math.ceil(door.settings.stop_timeout),
     )  # fmt: skip
     server = uvicorn.Server(config)
     door.stopping = lambda: setattr(server, "should_exit", True)
