@@ -53,7 +53,7 @@ class StopStrings:
             at, self.found = min(hits, key=lambda hit: hit[0])
             self._held = ""
             return held[:at]
-        keep = max(_overlap(held, stop) for stop in self.texts)
+        keep = max(overlap(held, stop) for stop in self.texts)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep]
 
@@ -63,7 +63,7 @@ class StopStrings:
         return held
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that is a start of `stop`."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 

@@ -32,6 +32,9 @@ from gemmafile.errors import BackendUnavailable, BadSettings, GemmafileError
 EXACT = '%llguidance {"no_forcing": true}\n'
 """Allow every way of cutting the text into tokens."""
 
+LARK = "%llguidance"
+"""What a grammar in llguidance's own notation begins with."""
+
 JSON_RULES = {"whitespace_pattern": r"[ ]|\n{1,2}[ \t]{0,20}", "json_allow_general_unicode_escapes": True}
 """llguidance's options for JSON, where the schema has none: the whitespace of llama.cpp, and any \\u escape."""
 
@@ -99,8 +102,12 @@ class Grammar:
 
     @classmethod
     def from_gbnf(cls, text: str, vocabulary: GrammarVocabulary) -> Grammar:
-        """Raises BadSettings with line and column."""
-        lark = gbnf_to_lark(text)
+        """GBNF, or llguidance's Lark where the text begins with %llguidance, as in llama.cpp.
+
+        Raises BadSettings, for GBNF with line and column.
+        """
+        # EXACT once more at the end: no option of the text undoes it.
+        lark = f"{text}\n{EXACT}" if text.lstrip().startswith(LARK) else gbnf_to_lark(text)
         try:
             return cls(lark, vocabulary)
         except ValueError as error:
@@ -117,7 +124,8 @@ class Grammar:
                 parsed = {"x-guidance": JSON_RULES, **parsed}
             return cls(f"start: %json {json.dumps(parsed)}", vocabulary)
         except ValueError as error:
-            raise BadSettings(f"json_schema{_where(str(error), parsed)}: {error}") from None
+            words = str(error).replace("Unimplemented keys:", "there is no way to keep to")
+            raise BadSettings(f"json_schema{_where(str(error), parsed)}: {words}") from None
         except RecursionError:
             raise BadSettings("json_schema: nested too deeply") from None
 

@@ -138,6 +138,18 @@ class ChatTemplate:
             self._accepted[roles] = re.search(expected, text, re.DOTALL) is not None
         return self._accepted[roles]
 
+    @cached_property
+    def takes_tools(self) -> bool:
+        """Does the template tell the model of the `tools` it is given?"""
+        name = "probe_of_tools"
+        function = {"name": name, "description": "", "parameters": {"type": "object", "properties": {}}}
+        chat = {"messages": [_make_probe("user", "probe0")], "add_generation_prompt": True}
+        try:
+            text = self._run(self._template, {**chat, "tools": [{"type": "function", "function": function}]})
+        except GemmafileError:
+            return False
+        return name in text
+
     @property
     def _name(self) -> str:
         return "the chat template" if self._path is None else "the model's chat template"
