@@ -249,5 +249,5 @@ class Fields:
 def _range(low: float, high: float) -> str:
     has_low, has_high = low > -MAX_INT, high < MAX_INT
     if has_low and has_high:
-        return f" from {low:g} to {high:g}"
-    return f" not below {low:g}" if has_low else f" not above {high:g}" if has_high else ""
+        return f" from {low} to {high}"
+    return f" not below {low}" if has_low else f" not above {high}" if has_high else ""
