@@ -1,0 +1,80 @@
+"""OpenAI's /v1/embeddings and /v1/models."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from gemmafile.server.answering import until_disconnect
+from gemmafile.server.body import Fields, read_json
+from gemmafile.server.embedding import embed, read_pooling
+from gemmafile.server.errors import ApiError
+from gemmafile.server.json_response import Json
+from gemmafile.server.openai_completions import read_prompts
+
+if TYPE_CHECKING:
+    from gemmafile.server.door import Door
+
+
+def routes(door: Door) -> list[BaseRoute]:
+    async def embeddings(request: Request) -> Response:
+        fields = Fields(await read_json(request, door.limits))
+        form = fields.choice("encoding_format", ("float", "base64"), "float")
+        n_dims = fields.optional_whole("dimensions", 1)
+        prompts = await read_prompts(door, fields, "input", parse_special=False)
+        ids = [each for _, each in prompts]
+        made = embed(door, ids, read_pooling(door, fields), n_dims)
+        vectors = await until_disconnect(request.receive, made)
+        n_tokens = sum(vector.n_tokens for vector in vectors)
+        data = [
+            {
+                "object": "embedding",
+                "index": place,
+                "embedding": vector.as_base64() if form == "base64" else vector.values.tolist(),
+            }
+            for place, vector in enumerate(vectors)
+        ]
+        usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
+        return Json({"object": "list", "data": data, "model": fields.text("model") or door.model_name, "usage": usage})
+
+    async def models(request: Request) -> Response:
+        return Json({"object": "list", "data": [describe_model(door)]})
+
+    async def one_model(request: Request) -> Response:
+        name = request.path_params["name"]
+        if name != door.model_name:
+            raise ApiError(404, f"there is no model {name[:80]!r} here: there is {door.model_name!r}", param="model")
+        return Json(describe_model(door))
+
+    return [
+        Route("/v1/embeddings", embeddings, methods=["POST"]),
+        Route("/v1/models", models, methods=["GET"]),
+        Route("/models", models, methods=["GET"]),
+        Route("/v1/models/{name:path}", one_model, methods=["GET"]),
+        Route("/models/{name:path}", one_model, methods=["GET"]),
+    ]
+
+
+def describe_model(door: Door) -> dict[str, Any]:
+    """An entry of /v1/models; `meta` as llama.cpp has it."""
+    model = door.model
+    meta = {
+        "vocab_type": 1 if model.metadata.get("tokenizer.ggml.model") == "llama" else 2,
+        "n_vocab": model.config.n_vocab,
+        "n_ctx": door.n_context,
+        "n_ctx_train": model.config.n_context,
+        "n_embd": model.config.embedding_dim,
+        "n_params": model.n_params,
+        "size": model.n_bytes,
+    }
+    return {
+        "id": door.model_name,
+        "object": "model",
+        "created": int(door.started_s),
+        "owned_by": "gemmafile",
+        "aliases": [door.model_name],
+        "meta": meta,
+    }

@@ -1,0 +1,98 @@
+"""What OpenAI's endpoints have in common: ids, usage, log-probabilities, the bytes of a stream."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import string
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gemmafile.engine.jobs import Progress
+    from gemmafile.server.answering import Finished, TextPiece
+    from gemmafile.server.door import Door
+    from gemmafile.server.errors import ApiError
+    from gemmafile.text.tokenizer import Tokenizer
+
+DONE = b"data: [DONE]\n\n"
+
+
+def make_id(prefix: str) -> str:
+    """One a response, the same in all its chunks."""
+    letters = string.ascii_letters + string.digits
+    return prefix + "".join(secrets.choice(letters) for _ in range(24))
+
+
+def fingerprint(door: Door) -> str:
+    """OpenAI's system_fingerprint: the same as long as the model is."""
+    model = door.model
+    told = f"{door.model_name} {model.n_bytes} {model.n_params} {model.config.architecture}"
+    return "fp_" + hashlib.sha256(told.encode()).hexdigest()[:12]
+
+
+def now() -> int:
+    return int(time.time())
+
+
+def to_json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def event(value: Any, name: str | None = None) -> bytes:
+    """One server-sent event."""
+    head = f"event: {name}\n".encode() if name else b""
+    return head + b"data: " + to_json(value) + b"\n\n"
+
+
+def show_stream_error(error: ApiError) -> bytes:
+    """An error in the middle of a stream, as llama.cpp sends it; clients raise it."""
+    from gemmafile.server.errors import error_body
+
+    return event(error_body(error))
+
+
+def usage_of(finished: Sequence[Finished], n_answers: int | None = None) -> dict[str, Any]:
+    """The tokens of answers, `n_answers` to each prompt (default: all to one), which is counted once."""
+    first_of_each = finished[:: n_answers or len(finished)]
+    n_read = sum(each.n_prompt for each in first_of_each)
+    n_written = sum(each.n_predicted for each in finished)
+    return {
+        "prompt_tokens": n_read,
+        "completion_tokens": n_written,
+        "total_tokens": n_read + n_written,
+        "prompt_tokens_details": {"cached_tokens": sum(each.n_cached for each in first_of_each)},
+    }
+
+
+def prompt_progress(progress: Progress, started_s: float) -> dict[str, Any]:
+    """llama.cpp's `prompt_progress`."""
+    ms = int(1000 * (time.perf_counter() - started_s))
+    return {"total": progress.total, "cache": progress.cached, "processed": progress.done, "time_ms": ms}
+
+
+# --- log-probabilities ------------------------------------------------------------------------------------------------
+
+
+def token_entry(tokenizer: Tokenizer, token_id: int, logprob: float) -> dict[str, Any]:
+    """A token as text, as bytes, and how likely it was. `id` is llama.cpp's."""
+    raw = tokenizer.piece_bytes(token_id, special=True)
+    return {"id": token_id, "token": raw.decode(errors="replace"), "bytes": list(raw), "logprob": finite(logprob)}
+
+
+def chat_logprobs(tokenizer: Tokenizer, tokens: Sequence[TextPiece], n_top: int) -> dict[str, Any]:
+    """The `logprobs` of a chat's choice."""
+    entries = []
+    for piece in tokens:
+        assert piece.token_id is not None
+        top = [token_entry(tokenizer, token_id, logprob) for token_id, logprob in (piece.top or ())[:n_top]]
+        logprob = 0.0 if piece.logprob is None else piece.logprob
+        entries.append({**token_entry(tokenizer, piece.token_id, logprob), "top_logprobs": top})
+    return {"content": entries, "refusal": None}
+
+
+def finite(logprob: float) -> float:
+    """JSON has no -inf: OpenAI's API writes -9999 for what cannot be."""
+    return max(-9999.0, logprob)
