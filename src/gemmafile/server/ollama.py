@@ -21,7 +21,7 @@ from gemmafile.server.answering import Ask, Finished, begin, prompt_ids, stream_
 from gemmafile.server.anthropic import parse_arguments
 from gemmafile.server.body import Fields, read_json
 from gemmafile.server.choices import merge
-from gemmafile.server.embedding import embed, read_pooling
+from gemmafile.server.vectors import embed, read_pooling
 from gemmafile.server.errors import ApiError, bad_request
 from gemmafile.server.json_response import Json
 from gemmafile.server.ollama_requests import read_chat_turn, read_generate_turn, read_options, read_probs

@@ -10,7 +10,7 @@ from starlette.routing import BaseRoute, Route
 
 from gemmafile.server.answering import until_disconnect
 from gemmafile.server.body import Fields, read_json
-from gemmafile.server.embedding import embed, read_pooling
+from gemmafile.server.vectors import embed, read_pooling
 from gemmafile.server.errors import ApiError
 from gemmafile.server.json_response import Json
 from gemmafile.server.openai_completions import read_prompts
