@@ -70,6 +70,7 @@ class SamplingSettings:
     logit_bias: dict[int, float] = option({}, "--logit-bias", help="TOKEN_ID(+/-)BIAS, e.g. 15043+1 (repeatable)", metavar="ID±B", action="append")
     ignore_eos: bool = option(False, "--ignore-eos", help="go on past the end-of-answer token")
     n_probs: int = option(0, "--n-probs", help="log-probabilities of the N likeliest tokens with each token", metavar="N")
+    post_sampling_probs: bool = option(False, "--post-sampling-probs", help="--n-probs of what the token was drawn from, after all samplers")
     grammar: str | None = option(None, "--grammar", help="GBNF grammar the answer must follow", metavar="GBNF")
     json_schema: str | None = option(None, "--json-schema", "-j", help="JSON schema the answer must follow; {}: any JSON", metavar="SCHEMA")
 

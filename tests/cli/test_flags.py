@@ -176,7 +176,7 @@ def test_a_flag_takes_the_next_word_whatever_it_looks_like(prompt: str) -> None:
         "--cli", "--no-warmup", "--numa distribute", "--poll 50",
         "--prio 2", "--cpu-mask ff", "-C ff", "--cpu-range 0-3", "--defrag-thold 0.1", "--dump-kv-cache",
         "--logdir x", "--log-file x", "--log-new", "--log-append", "--print-token-count 5", "--fast",
-        "--precise", "--trap", "--nobrowser", "-np 4", "--recompile", "--nocompile", "--tinyblas", "-sm layer",
+        "--precise", "--trap", "--recompile", "--nocompile", "--tinyblas", "-sm layer",
         "-ts 1,2", "-mg 0", "-nkvo", "-cb", "--jinja", "--tfs 1.0",
     ],
 )  # fmt: skip
@@ -190,8 +190,8 @@ def test_a_flag_that_changes_no_answer_is_accepted(words: str) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        "--server", "--port 80", "--lora x", "--lora-scaled x 1", "--mmproj x", "--image x", "-md x", "--draft 5",
-        "--prompt-cache x", "-hf a/b", "--embedding", "--context-shift", "--grp-attn-n 2", "--cfg-scale 2", "--rpc x",
+        "--lora x", "--lora-scaled x 1", "--mmproj x", "--image x", "-md x", "--draft 5",
+        "--prompt-cache x", "-hf a/b", "--context-shift", "--grp-attn-n 2", "--cfg-scale 2", "--rpc x",
         "--instruct", "--chatml", "--random-prompt", "--yarn-ext-factor 1",
     ],
 )  # fmt: skip

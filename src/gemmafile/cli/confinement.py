@@ -74,10 +74,15 @@ def is_chat_at_terminal(plan: Plan) -> bool:
     return sys.stdin.isatty() and not (plan.prompt is not None and not plan.run.conversation)
 
 
-def complete(plan: Plan, model: Model, streams: Streams) -> None:
-    """Once the model is loaded and its threads are there: no connections, no programs, on every one of them."""
+def before_the_end() -> None:
+    """Whatever is to be written before nothing more can be."""
     while _last:
         _last.pop()()
+
+
+def complete(plan: Plan, model: Model, streams: Streams) -> None:
+    """Once the model is loaded and its threads are there: no connections, no programs, on every one of them."""
+    before_the_end()
     if not _process["owned"] or plan.run.unsecure:
         return
     from gemmafile.pack import confine

@@ -25,6 +25,10 @@ _SWITCH_WORDS = {"1": "on", "true": "on", "enabled": "on", "0": "off", "false": 
 """Other spellings of on and off, as llama.cpp takes them."""
 
 
+_OFF_WORDS = ("0", "false", "off", "disabled")
+"""What a variable says to switch off what it is for."""
+
+
 @dataclass(frozen=True)
 class Flag:
     """A flag that sets `field` of a settings class.
@@ -185,7 +189,8 @@ def add_environment(given: Given, flags: list[Flag], environ: Mapping[str, str] 
     for flag in flags:
         word = environ.get(flag.env, "") if flag.env else ""
         if word and flag.env and flag.field not in given.values:
-            given.values[flag.field] = flag.value_of(word, flag.env)
+            value = flag.value_of(word, flag.env) if flag.convert is not None else word.lower() not in _OFF_WORDS
+            given.values[flag.field] = [value] if flag.repeats else value
 
 
 def make_settings(kind: type[S], given: Given) -> S:

@@ -22,9 +22,9 @@ def _table(rows: list[tuple[str, int, str]], *, refused: bool = False) -> dict[s
 
 
 _SCHEDULING = "threads are placed by the operating system"
+_LLAMAFILER = "clients are not told apart; there is one engine"
 _GPU = "there is no GPU backend yet"
 _LOG = "there is no log file: stderr can be redirected"
-_SERVER = "gemmafile has no server yet"
 _SPECULATION = "speculative decoding is not supported yet"
 _DOWNLOAD = "gemmafile does not download models: give a file with -m"
 _YARN = "YaRN scaling is not supported"
@@ -32,7 +32,11 @@ _YARN = "YaRN scaling is not supported"
 FOREIGN = {
     **_table(
         [
-            ("--cli --no-perf --perf --no-context-shift --jinja --nologo --ascii --nobrowser --warmup", 0, ""),
+            (
+                "--cli --no-perf --perf --no-context-shift --jinja --nologo --ascii --warmup --props",
+                0,
+                "",
+            ),
             ("--no-lookup --no-penalize-nl --no-repack --no-prefill-assistant", 0, ""),
             ("--no-warmup", 0, "there is no warm-up"),
             ("--check-tensors", 0, "tensors are checked by `gemmafile inspect`"),
@@ -49,19 +53,17 @@ FOREIGN = {
             ("--fast --precise --trap", 0, "there is one mode, the precise one"),
             ("--no-kv-offload -nkvo --recompile --nocompile --tinyblas --no-op-offload", 0, _GPU),
             ("--split-mode -sm --tensor-split -ts --main-gpu -mg --device -dev --fit", 1, _GPU),
-            ("--parallel -np --sequences -ns", 1, "a run has one sequence"),
+            ("--sequences -ns", 1, "a run has one sequence"),
+            ("--workers --keepalive --trust --ip-header --token-rate --token-burst --token-cidr", 1, _LLAMAFILER),
+            ("--db --reserve-tokens --decay-delay -H --header", 1, _LLAMAFILER),
+            ("--completion-mode --reuse-port --no-cache-idle-slots", 0, _LLAMAFILER),
+            ("--media-path --models-dir --models-max --sleep-idle-seconds", 1, "there is one model, of text"),
             ("--tfs", 1, "tail-free sampling left llama.cpp too"),
             ("--penalize-nl", 0, "newlines are penalised like other tokens"),
         ]
     ),
     **_table(
         [
-            ("--server --v2", 0, _SERVER),
-            ("--host --port --listen -l --api-key --api-key-file", 1, _SERVER),
-            ("--path --www-root --url-prefix --api-prefix", 1, _SERVER),
-            ("--timeout -to --alias -a --slot-save-path --threads-http --ssl-key-file --ssl-cert-file", 1, _SERVER),
-            ("--metrics --no-slots --slots", 0, _SERVER),
-            ("--embedding --embeddings", 0, "embeddings are not supported yet"),
             ("--context-shift", 0, "generation stops when the context is full: nothing is dropped from it"),
             ("--model-draft -md --draft --draft-max --draft-min --threads-draft -td -ngld", 1, _SPECULATION),
             ("--lookup-cache-static -lcs --lookup-cache-dynamic -lcd", 1, _SPECULATION),

@@ -19,6 +19,7 @@ from gemmafile.errors import BadSettings, GemmafileError, nearest
 
 COMMANDS = {
     "run": ("gemmafile.cli.run", "chat with a model, or let it go on from a text (the default command)"),
+    "serve": ("gemmafile.cli.serve", "offer a chat page and the APIs of OpenAI, llama.cpp, ollama and Anthropic"),
     "inspect": ("gemmafile.cli.inspect", "what a model file holds"),
     "bench": ("gemmafile.cli.bench", "how fast a model runs here, beside the machine's limits"),
     "kernels": ("gemmafile.cli.kernels", "machine code: what there is, and compiling it for other CPUs"),
@@ -133,6 +134,7 @@ def overview() -> str:
   gemmafile run model.gguf                      chat in the terminal
   gemmafile -m model.gguf -p "Once upon a"      go on from a text
   gemmafile run model.gguf -st -p "Why?"        one question, one answer
+  gemmafile serve model.gguf                    chat in the browser, and APIs
 
 gemmafile COMMAND --help lists the flags of a command."""
 

@@ -27,7 +27,7 @@ from gemmafile.cli.flags import (
 )
 from gemmafile.cli.streams import Streams
 from gemmafile.errors import BackendUnavailable, BadFile, BadSettings
-from gemmafile.settings import ContextSettings, RunSettings, SamplingSettings
+from gemmafile.settings import ContextSettings, RunSettings, SamplingSettings, ServeSettings
 
 if TYPE_CHECKING:
     from gemmafile.model_api import Model
@@ -39,7 +39,8 @@ GROUPS: tuple[tuple[str, type[Any]], ...] = (
 )
 USAGE = "gemmafile run MODEL [flags]\n       gemmafile -m MODEL [flags]"
 DESCRIPTION = (
-    "With -p or -f the model goes on from that text. Without, or with -cnv, -st or -sys, it chats by its chat template."
+    "With -p or -f the model goes on from that text. Without, or with -cnv, -st or -sys, it chats by its chat "
+    "template. With --server it serves: `gemmafile serve --help` has the flags for that."
 )
 
 
@@ -62,19 +63,32 @@ class Plan:
 def main(words: list[str]) -> int:
     """Runs the words behind `gemmafile run`; returns the exit code."""
     groups = [("model", [MODEL, HELP]), *((title, flags_of(kind)) for title, kind in GROUPS)]
-    flags: list[Flag] = [flag for _, members in groups for flag in members]
+    of_server = flags_of(ServeSettings)
+    flags: list[Flag] = [*(flag for _, members in groups for flag in members), *of_server]
     given = read_words(words, flags)
     if given.values.get("help"):
         print(help_text(USAGE, DESCRIPTION, groups))
         return 0
+    typed = [flag for flag in of_server if flag.field in given.values and flag.field != "browser"]
     add_environment(given, flags)
     given = with_defaults(words, flags, given)
+    if given.values.get("server"):
+        from gemmafile.cli.serve import serve
+
+        return serve(given)
+    note_server_flags(given, typed)
     plan = make_plan(given)
     streams = Streams(quiet=plan.run.log_disable, verbose=plan.run.verbose)
     for note in given.notes:
         streams.say(note)
     check_gpu(plan.run, streams)
     return run(plan, streams)
+
+
+def note_server_flags(given: Given, typed: list[Flag]) -> None:
+    """Flags of a server change nothing where there is none."""
+    for flag in typed:
+        given.notes.append(f"{flag.names[0]} is accepted and does nothing: it is for a server (--server)")
 
 
 def model_path(given: Given) -> str:

@@ -145,7 +145,10 @@ class Sampler:
             self._apply(name, candidates)
         if grammar is not None:
             self._keep_allowed(candidates, grammar, None)
-        token_id = self._draw(candidates)
+        rank = self._draw(candidates)
+        token_id = candidates.token(rank)
+        if self.settings.post_sampling_probs:
+            return self._choice_after(candidates, rank, token_id)
         return self._choice(logits, best, token_id)
 
     def _chain(self) -> tuple[str, ...]:
@@ -232,7 +235,7 @@ class Sampler:
                     truncation.keep_mirostat_2(candidates, self._surprise)
 
     def _draw(self, candidates: Candidates) -> int:
-        """A token, by its probability among the candidates."""
+        """The rank of a token, drawn by its probability among the candidates."""
         weights = candidates.weights()
         mass = Mass(weights)
         rank = mass.count_reaching(self._uniform() * mass.total, beyond=True) - 1
@@ -241,7 +244,7 @@ class Sampler:
         if self.settings.mirostat:
             surprise = -math.log2(float(weights[rank]) / mass.total)
             self._surprise -= self.settings.mirostat_eta * (surprise - self.settings.mirostat_tau)
-        return candidates.token(rank)
+        return rank
 
     def _uniform(self) -> float:
         """The next random number, from 0 up to but not 1."""
@@ -256,6 +259,15 @@ class Sampler:
     def _add_biases(self, candidates: Candidates) -> None:
         if len(self._bias_ids):
             candidates.edit(self._bias_ids, lambda logits, present: logits + self._biases[present])
+
+    def _choice_after(self, candidates: Candidates, rank: int, token_id: int) -> Choice:
+        """As `_choice`, with the probabilities that the token was drawn by."""
+        weights = candidates.weights()
+        log_total = math.log(Mass(weights).total)
+        n = min(self.settings.n_probs, len(weights))
+        shown = [(r, float(weights[r])) for r in range(n)]
+        top = [(candidates.token(r), math.log(w) - log_total) for r, w in shown if w > 0.0]
+        return Choice(token_id, math.log(float(weights[rank])) - log_total, top)
 
     def _choice(self, logits: Floats, best: float, token_id: int) -> Choice:
         log_sum = math.log(Mass(exponentials(logits, best)).total) + best

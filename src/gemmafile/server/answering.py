@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,7 @@ from gemmafile.engine.sampling_options import check_sampling
 from gemmafile.server.client import JobStream
 from gemmafile.server.door import Door
 from gemmafile.server.errors import ApiError, as_api_error, bad_request, context_overflow
+from gemmafile.server.log import Record, current
 from gemmafile.settings import SamplingSettings
 
 __all__ = [
@@ -132,6 +134,8 @@ async def chat_prompt(
 ) -> list[int]:
     """Token ids of a chat, by the model's template. No text of a message becomes a control token.
 
+    A chat without a system message gets the one that the server was started with (-sys), if there is one.
+
     Raises BadSettings (400) for messages that are malformed or that the template refuses.
     """
     variables = {**(template_kwargs or {})}
@@ -139,12 +143,18 @@ async def chat_prompt(
         variables.pop(name, None)
     if tools:
         variables["tools"] = list(tools)
+    if door.system and isinstance(messages, list) and not _has_system(messages):
+        messages = [{"role": "system", "content": door.system}, *messages]
     n_chars = sum(len(str(message)) for message in messages) if isinstance(messages, (list, tuple)) else 0
 
     def encode() -> list[int]:
         return door.chat_template.encode(messages, add_generation_prompt, **variables)
 
     return await _somewhere(encode, n_chars)
+
+
+def _has_system(messages: Sequence[Any]) -> bool:
+    return any(isinstance(m, Mapping) and m.get("role") in ("system", "developer") for m in messages)
 
 
 async def _somewhere(encode: Callable[[], list[int]], n_chars: int) -> list[int]:
@@ -193,11 +203,14 @@ async def answer(door: Door, ask: Ask) -> AsyncGenerator[Event, None]:
     eog_ids = door.tokenizer.eog_ids
     chosen: list[int] = []
     ending: Ending | None = None
+    record, first_s = current.get(), None
+    finished: Finished | None = None
     try:
         async for event in stream:
             if isinstance(event, Token):
                 token_id = event.token_id
                 chosen.append(token_id)
+                first_s = first_s or time.perf_counter()
                 is_watched = token_id in watched
                 ends = is_watched or (token_id in eog_ids and not ask.sampling.ignore_eos)
                 text = "" if is_watched or (ends and not ask.special) else decoder.push(token_id)
@@ -216,9 +229,25 @@ async def answer(door: Door, ask: Ask) -> AsyncGenerator[Event, None]:
             rest = stops.push(decoder.flush()) + stops.flush()
             if rest:
                 yield TextPiece(rest)
-        yield _finish(ask, ending, stops.found, end, chosen)
+        finished = _finish(ask, ending, stops.found, end, chosen)
+        yield finished
     finally:
+        if record is not None:
+            _note(record, door, ask, finished, first_s, chosen)
         await stream.aclose()
+
+
+def _note(record: Record, door: Door, ask: Ask, end: Finished | None, first_s: float | None, chosen: list[int]) -> None:
+    """What the request log says of an answer; one without an end was given up, or failed."""
+    record.n_prompt += len(ask.token_ids)
+    record.n_cached += end.n_cached if end is not None else 0
+    record.n_predicted += len(chosen)
+    record.ends.append(end.ending if end is not None else "given up")
+    if first_s is not None:
+        record.first_s = min(first_s, record.first_s or first_s)
+    if door.settings.log_text:
+        record.prompts.append(door.tokenizer.decode(ask.token_ids, special=True))
+        record.answers.append(door.tokenizer.decode(chosen, special=True, at_start=False))
 
 
 async def _await_end(stream: JobStream) -> End:

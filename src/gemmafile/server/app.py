@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from gemmafile.server.answering import ClientGone
 from gemmafile.server.door import Door
 from gemmafile.server.errors import ApiError, as_api_error
 from gemmafile.server.json_response import error_response
+from gemmafile.server.log import RequestLog
 from gemmafile.server.security import Guard
 
 ROUTES = (
@@ -38,10 +40,15 @@ ROUTES = (
 )
 
 
-def create_app(door: Door, modules: Sequence[str] = ROUTES, on_error: Callable[[Exception], None] | None = None) -> Any:
+def create_app(
+    door: Door,
+    modules: Sequence[str] = ROUTES,
+    on_error: Callable[[Exception], None] = lambda error: None,
+    write_log: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+) -> Starlette:
     """The ASGI application.
 
-    `on_error`  gets what is no error of ours but a bug, once its response is sent
+    `write_log`  gets the lines of the request log · `on_error` what is a bug of ours, whose request gets a 500
     """
 
     async def show(request: Request, error: Exception) -> Response:
@@ -56,19 +63,15 @@ def create_app(door: Door, modules: Sequence[str] = ROUTES, on_error: Callable[[
     async def gone(request: Request, error: Exception) -> Response:
         return Response(status_code=499)
 
-    async def show_bug(request: Request, error: Exception) -> Response:
-        if on_error is not None:
-            on_error(error)
-        return error_response(as_api_error(error), request.url.path)
-
     handlers: dict[Any, Callable[[Request, Exception], Awaitable[Response]]] = {
         GemmafileError: show,
         HTTPException: show_http,
         ClientGone: gone,
-        Exception: show_bug,
     }
     routes = [route for name in modules for route in _routes_of(name, door)]
-    app = Starlette(routes=routes, exception_handlers=handlers, middleware=[Middleware(Guard, door=door)])
+    around = [Middleware(RequestLog, door=door, write=write_log, on_error=on_error), Middleware(Guard, door=door)]
+    app = Starlette(routes=routes, exception_handlers=handlers, middleware=around)
+    door.client.on_event = door.metrics.meet_event
     app.router.redirect_slashes = False
     app.state.door = door
     return app

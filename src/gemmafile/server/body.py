@@ -69,7 +69,11 @@ async def read_body(request: Request, limits: Limits) -> bytes:
 
 async def read_json(request: Request, limits: Limits) -> dict[str, Any]:
     """The body as a JSON object. Raises ApiError."""
-    raw = await read_body(request, limits)
+    return json_object(await read_body(request, limits), limits)
+
+
+def json_object(raw: bytes, limits: Limits) -> dict[str, Any]:
+    """A body as the JSON object it has to be. Raises ApiError."""
     value = parse_json(raw, limits.depth)
     if not isinstance(value, dict):
         raise bad_request(f"the request's body has to be a JSON object, not {_name(value)}")

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from gemmafile.engine.jobs import Embedding, End, Event, Failed, Job, Progress, Scores, SlotDone, Token
+from gemmafile.engine.jobs import KINDS, Embedding, End, Event, Failed, Job, Progress, Scores, SlotDone, Token
 from gemmafile.server import frames
 from gemmafile.server.errors import ApiError, context_overflow, loading
 from gemmafile.settings import SamplingSettings
@@ -26,6 +26,9 @@ __all__ = ["Embedding", "End", "EngineClient", "EngineInfo", "Event", "JobStream
 
 MOST_DEATHS, DEATHS_WITHIN_S = 3, 60.0
 """An engine that dies so often in so many seconds is not started again."""
+
+_COUNTED = frozenset("efv")
+"""Kinds of events that end a job: those `on_event` hears of."""
 
 BOOT = "import sys,json;a=json.loads(sys.argv[1]);sys.path[:]=a['sys_path'];from {module} import main;main(a)"
 
@@ -133,6 +136,7 @@ class EngineClient:
         self.process: asyncio.subprocess.Process | None = None
         self.ready = asyncio.Event()
         self.failure: asyncio.Future[Failure] = asyncio.get_running_loop().create_future()
+        self.on_event: Callable[[Event], None] = lambda event: None
         self._questions: dict[int, asyncio.Future[Any]] = {}
         self._last_id = 0
         self._deaths: deque[float] = deque(maxlen=MOST_DEATHS)
@@ -167,7 +171,7 @@ class EngineClient:
         self.state, self.progress, self.info = "loading", 0.0, None
         self.ready.clear()
         told = json.dumps({**self.arguments, "sys_path": sys.path})
-        command = [sys.executable, *_interpreter_flags(), "-c", BOOT.format(module=self._module), told]
+        command = [sys.executable, *interpreter_flags(), "-c", BOOT.format(module=self._module), told]
         self.process = await asyncio.create_subprocess_exec(
             *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=1 << 20
         )
@@ -196,16 +200,20 @@ class EngineClient:
             self.n_restarts += 1
             await self._spawn()
 
+    def fail_jobs(self, status: int, message: str) -> None:
+        """End every job under way with an error."""
+        for stream in list(self.jobs.values()):
+            stream.push(Failed(stream.id, status, KINDS[status], message))
+
     def _meet_death(self, code: int) -> None:
         was_ready = self.state == "ready"
         self.state = "dead"
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        error = Failed(0, 500, "server_error", f"the engine has died ({how}) in the middle of this; it is restarted")
-        for stream in list(self.jobs.values()):
-            stream.push(error)
+        message = f"the engine has died ({how}) in the middle of this; it is being restarted"
+        self.fail_jobs(500, message)
         for question in self._questions.values():
             if not question.done():
-                question.set_exception(_as_error(error))
+                question.set_exception(ApiError(500, message))
         self._deaths.append(time.monotonic())
         often = len(self._deaths) == MOST_DEATHS and self._deaths[-1] - self._deaths[0] < DEATHS_WITHIN_S
         if self._failed is None and often:
@@ -232,9 +240,12 @@ class EngineClient:
         kind = frame["ev"]
         if kind == "events":
             for item in frame["items"]:
+                event = frames.unpack_event(item)
+                if item[0] in _COUNTED:
+                    self.on_event(event)
                 stream = self.jobs.get(item[1])
                 if stream is not None:
-                    stream.push(frames.unpack_event(item))
+                    stream.push(event)
         elif kind == "stats":
             self.stats = frame
         elif kind == "slots":
@@ -302,7 +313,7 @@ class EngineClient:
         return self._last_id
 
 
-def _interpreter_flags() -> list[str]:
+def interpreter_flags() -> list[str]:
     """The child's interpreter finds its modules as this one does, and no others."""
     flags = ["-I"] if sys.flags.isolated else []
     flags += ["-S"] if sys.flags.no_site else []

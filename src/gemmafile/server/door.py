@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemmafile.errors import BadSettings
 from gemmafile.server.body import Limits
+from gemmafile.server.metrics import Metrics
 from gemmafile.settings import RunSettings, SamplingSettings, ServeSettings
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ class Door:
 
     client       the engine · `tokenizer`, `chat_template` of the model · `model` the file's own words
     settings     of the server · `run`, `sampling` the flags it was started with: the defaults of every request
-    model_name   in the APIs
+    template     name or source of a chat template; None: the model's · `system` for chats that have none
+    model_name   in the APIs · `metrics` what is counted
     """
 
     client: EngineClient
@@ -49,7 +51,9 @@ class Door:
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     run: RunSettings = field(default_factory=RunSettings)
     template: str | None = None
+    system: str | None = None
     started_s: float = field(default_factory=time.time)
+    metrics: Metrics = field(default_factory=Metrics)
     stopping: Callable[[], None] | None = None
 
     def stop(self) -> None:

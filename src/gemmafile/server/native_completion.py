@@ -50,7 +50,6 @@ class Wish:
     response_fields: list[str]
     t_max_predict_ms: int
     n_indent: int
-    post_sampling_probs: bool
 
 
 @dataclass
@@ -116,7 +115,7 @@ def _show_error(error: ApiError) -> bytes:
 # --- what is asked for -----------------------------------------------------------------------------------------------
 
 
-async def read_prompts(value: Any, door: Door) -> list[list[int]]:
+async def read_prompts(value: Any, door: Door, most: int = MOST_ANSWERS) -> list[list[int]]:
     """Token ids of each prompt: a string, a list of ids, a list of both, or a list of such. Raises ApiError."""
     if value is None:
         raise bad_request("prompt is missing: a string, token ids, or a list of them is expected", "prompt")
@@ -124,8 +123,8 @@ async def read_prompts(value: Any, door: Door) -> list[list[int]]:
         any(isinstance(item, list) for item in value) or (value and all(isinstance(item, str) for item in value))
     )
     prompts = value if is_many else [value]
-    if len(prompts) > MOST_ANSWERS:
-        raise bad_request(f"a request may have {MOST_ANSWERS} prompts at most", "prompt")
+    if len(prompts) > most:
+        raise bad_request(f"a request may have {most} prompts at most", "prompt")
     return [await _read_prompt(prompt, door) for prompt in prompts]
 
 
@@ -169,7 +168,6 @@ def read_wish(fields: Fields, door: Door) -> Wish:
         response_fields=fields.texts("response_fields", 100),
         t_max_predict_ms=fields.whole("t_max_predict_ms", 0, -1),
         n_indent=fields.whole("n_indent", 0, 0),
-        post_sampling_probs=fields.flag("post_sampling_probs"),
     )
 
 
@@ -212,7 +210,8 @@ def _grow(door: Door, wish: Wish, draft: Draft, piece: TextPiece) -> str | None:
         draft.tokens.append(piece.token_id)
         draft.held_tokens.append(piece.token_id)
         if wish.ask.n_probs > 0:
-            described = describe_token(door, piece.token_id, piece.logprob, piece.top or (), wish.post_sampling_probs)
+            is_prob = wish.ask.sampling.post_sampling_probs
+            described = describe_token(door, piece.token_id, piece.logprob, piece.top or (), is_prob)
             draft.probabilities.append(described)
             draft.held_probabilities.append(described)
     draft.text += piece.text
@@ -321,7 +320,6 @@ def generation_settings(door: Door, ask: Ask, wish: Wish | None = None) -> dict[
         "n_predict": ask.max_tokens, "max_tokens": ask.max_tokens, "n_ctx": door.n_context, "n_keep": 0,
         "stop": list(ask.stop), "stream": wish.is_stream if wish is not None else False,
         "timings_per_token": wish.timings_per_token if wish is not None else False,
-        "post_sampling_probs": wish.post_sampling_probs if wish is not None else False,
     }  # fmt: skip
     return found
 

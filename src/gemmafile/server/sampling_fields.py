@@ -47,6 +47,8 @@ def read_sampling(fields: Fields, door: Door, **values: Any) -> SamplingSettings
         found["seed"] = -1 if seed < 0 or seed == RANDOM_SEED else seed
     if "ignore_eos" in fields:
         found["ignore_eos"] = fields.flag("ignore_eos")
+    if "post_sampling_probs" in fields:
+        found["post_sampling_probs"] = fields.flag("post_sampling_probs")
     if "n_probs" in fields:
         found["n_probs"] = fields.whole("n_probs", 0, 0, MOST_PROBS)
     if "samplers" in fields:
