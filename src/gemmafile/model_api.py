@@ -104,10 +104,13 @@ class Model:
         path: str | PathLike[str],
         settings: ContextSettings | None = None,
         say: Callable[[str], None] | None = None,
+        *,
+        n_sequences: int = 1,
     ):
         """Raises BadFile or UnsupportedModel for the file, BadSettings for the settings.
 
-        `say`  gets notices: kernels are being compiled, the reference has to answer. Default: to stderr
+        say          gets notices: kernels are being compiled, the reference has to answer. Default: to stderr
+        n_sequences  full contexts that the KV cache is to hold, as far as free memory goes: for a `Scheduler`
         """
         settings = settings or ContextSettings()
         self.file: ModelFile = open_model(Path(path), settings, say or _to_stderr)
@@ -116,7 +119,7 @@ class Model:
         self.config: ModelConfig = read_config(self.file, settings)
         if TOKENS in self.metadata:
             self.tokenizer  # noqa: B018  what is wrong with it is said now; a file without one still has logits
-        self.engine = Engine(self.file, settings, say=say or _to_stderr)
+        self.engine = Engine(self.file, settings, say=say or _to_stderr, n_sequences=n_sequences)
         self.sequence = self.engine.new_sequence()
         self._lock = _Turn()
         self._templates: dict[tuple[str | None, str], ChatTemplate] = {}
