@@ -42,6 +42,7 @@ class Door:
     settings     of the server · `run`, `sampling` the flags it was started with: the defaults of every request
     template     name or source of a chat template; None: the model's · `system` for chats that have none
     model_name   in the APIs · `metrics` what is counted
+    closers      what is called when the server ends, by those who have something to close
     """
 
     client: EngineClient
@@ -55,6 +56,7 @@ class Door:
     started_s: float = field(default_factory=time.time)
     metrics: Metrics = field(default_factory=Metrics)
     stopping: Callable[[], None] | None = None
+    closers: list[Callable[[], None]] = field(default_factory=list)
 
     def stop(self) -> None:
         """Have the server end, as a signal would."""

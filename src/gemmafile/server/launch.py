@@ -209,6 +209,8 @@ async def serve(
     finally:
         watch.cancel()
         await asyncio.gather(watch, return_exceptions=True)
+        for close in door.closers:
+            close()
         await client.stop()
     if client.failure.done():
         failure = client.failure.result()
