@@ -48,12 +48,14 @@ class Answer:
 
 @dataclass
 class Running:
-    """A server that answers on `port`; `said` is what it told whoever started it."""
+    """A server that answers on `port`; `said` is what it told whoever started it, `failed` why it ended."""
 
     port: int
     door: Door
     loop: asyncio.AbstractEventLoop
     said: list[str] = field(default_factory=list)
+    failed: list[BaseException] = field(default_factory=list)
+    thread: threading.Thread = field(default_factory=threading.Thread)
 
     @property
     def url(self) -> str:
@@ -93,18 +95,20 @@ def running(
 ) -> Iterator[Running]:
     """A server until the end of the block; `wait`: only once the model is loaded."""
     started: list[Running] = []
-    is_up, failed = threading.Event(), []
+    is_up, failed = threading.Event(), list[BaseException]()
     context = context or ContextSettings(backend="reference", context=512)
 
     async def work() -> None:
         said: list[str] = []
         door = open_door(str(path), settings or ServeSettings(), context, run, sampling, say=said.append)
         listener = bind("127.0.0.1", 0)
-        started.append(Running(listener.getsockname()[1], door, asyncio.get_running_loop(), said))
+        started.append(Running(listener.getsockname()[1], door, asyncio.get_running_loop(), said, failed, thread))
         serving = asyncio.create_task(serve(door, listener))
         ready = asyncio.create_task(door.client.ready.wait())
         if wait:
             await asyncio.wait({serving, ready}, timeout=WAIT_S, return_when=asyncio.FIRST_COMPLETED)
+            if serving.done():
+                await serving
         is_up.set()
         await asyncio.wait({serving, asyncio.create_task(over.wait())}, return_when=asyncio.FIRST_COMPLETED)
         door.stop()

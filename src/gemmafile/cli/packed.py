@@ -1,7 +1,8 @@
 """A packed file as a program: called by its boot code with the words behind the file's name.
 
-On itself: --inspect, --verify, --license, --card, --extract DIR, --version, --doctor. Everything else is
-`gemmafile run` with the file's own weights and default arguments.
+On itself: --inspect, --verify, --license, --card, --extract DIR, --version, --doctor. With a prompt, or where a chat
+in the terminal is asked for, it is `gemmafile run` with the file's own weights and default arguments; else, and so
+without any arguments, it is `gemmafile serve`, and opens its page.
 """
 
 from __future__ import annotations
@@ -24,6 +25,13 @@ OWN = {
     "--version": ("version", "versions of file, engine and Python"),
 }
 """Flags that are about the file itself: flag -> (what is done, in words)"""
+
+
+IN_TERMINAL = frozenset(
+    "-p --prompt -f --file --cli --chat -cnv --conversation -no-cnv --no-conversation -st --single-turn -i "
+    "--interactive -if --interactive-first --in-prefix --in-suffix -mli --multiline-input --verbose-prompt".split()
+)
+"""Flags that ask for an answer here, in the terminal, unless --server is among them."""
 
 
 def main(path: str, index: dict[str, Any], words: list[str], cache: str, unsealed: str) -> int:
@@ -68,18 +76,24 @@ def seal_bytecode(folder: Path) -> None:
 
 
 def run_words(path: str, index: dict[str, Any], words: list[str]) -> list[str]:
-    """The words of `gemmafile run` for what the user typed: with the file's default arguments and its own weights."""
+    """The words of a command for what the user typed: with the file's default arguments and its own weights."""
     raw = read_part(path, index, ".args")
     lines = [line.removesuffix("\r") for line in raw.decode().splitlines() if line.strip()] if raw is not None else []
     from gemmafile.cli import defaults
 
     defaults.applied.add(path)
     words = defaults.merge_args(defaults.without_foreign(lines)[0], words)
-    first = ["run", "-m", path]
+    first = [wanted_command(words), "-m", path]
     system = read_part(path, index, "system-prompt.txt")
     if system is not None and not {"-sys", "--system-prompt", "-sysf", "--system-prompt-file", "-spf"} & set(words):
         first += ["--system-prompt", system.decode()]
     return [*first, *words]
+
+
+def wanted_command(words: list[str]) -> str:
+    """ "run" where the words ask for an answer in the terminal, else "serve"."""
+    names = {word.partition("=")[0].replace("_", "-") if word.startswith("--") else word for word in words}
+    return "run" if names & IN_TERMINAL and not names & {"--server", "--v2"} else "serve"
 
 
 def read_part(path: str, index: dict[str, Any], name: str) -> bytes | None:

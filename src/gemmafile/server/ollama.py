@@ -21,13 +21,13 @@ from gemmafile.server.answering import Ask, Finished, begin, prompt_ids, stream_
 from gemmafile.server.anthropic import parse_arguments
 from gemmafile.server.body import Fields, read_json
 from gemmafile.server.choices import merge
-from gemmafile.server.vectors import embed, read_pooling
 from gemmafile.server.errors import ApiError, bad_request
 from gemmafile.server.json_response import Json
 from gemmafile.server.ollama_requests import read_chat_turn, read_generate_turn, read_options, read_probs
 from gemmafile.server.openai_completions import read_prompts
 from gemmafile.server.openai_shapes import chat_logprobs, to_json
 from gemmafile.server.turns import Call, Done, Prepared, Said, TurnEvent, Whole, prepare, take
+from gemmafile.server.vectors import embed, read_pooling
 
 if TYPE_CHECKING:
     from gemmafile.server.door import Door

@@ -10,10 +10,10 @@ from starlette.routing import BaseRoute, Route
 
 from gemmafile.server.answering import until_disconnect
 from gemmafile.server.body import Fields, read_json
-from gemmafile.server.vectors import embed, read_pooling
 from gemmafile.server.errors import ApiError
 from gemmafile.server.json_response import Json
 from gemmafile.server.openai_completions import read_prompts
+from gemmafile.server.vectors import embed, read_pooling
 
 if TYPE_CHECKING:
     from gemmafile.server.door import Door

@@ -8,6 +8,7 @@ key      where there are keys, everything but /health needs one: Authorization: 
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import ipaddress
 import socket
@@ -46,6 +47,16 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def cookie_of(key: bytes) -> bytes:
+    """What a browser keeps of a key: the key itself cannot be had from it."""
+    return hashlib.sha256(b"gemmafile cookie " + key).hexdigest().encode()
+
+
+def _is_among(given: bytes, secrets: Sequence[bytes]) -> bool:
+    """Compared with each of them, in a time that does not tell how much of one is right."""
+    return sum(hmac.compare_digest(given, secret) for secret in secrets) > 0
+
+
 class Guard:
     """Checks each request before any route sees it."""
 
@@ -54,6 +65,7 @@ class Guard:
         settings = door.settings
         self.prefix = settings.prefix.rstrip("/")
         self.keys = [key.encode() for key in settings.api_keys]
+        self.cookies = [cookie_of(key) for key in self.keys]
         self.any_address = not is_loopback(settings.host)
         self.names = {*LOCAL_NAMES, settings.host.lower(), *(name.lower() for name in settings.allowed_hosts)}
         if self.any_address:
@@ -126,29 +138,27 @@ class Guard:
         if not self.keys or scope["path"] in OPEN_PATHS:
             return None
         asked = dict(parse_qsl(scope["query_string"].decode("latin-1"))).get("key")
-        if asked is not None and scope["method"] == "GET" and self._is_key(asked):
-            return self._remember(scope, asked)
-        if self._is_key(_bearer(headers)) or self._is_key(headers.get("x-api-key")):
+        if asked is not None and scope["method"] == "GET" and _is_among(asked.encode(), self.keys):
+            return self._remember(scope, asked.encode())
+        given = [_bearer(headers), headers.get("x-api-key", "")]
+        if any(_is_among(key.encode("latin-1"), self.keys) for key in given):
             return None
-        if self._is_key(_cookie(headers)):
+        if _is_among(_cookie(headers).encode("utf-8", "replace"), self.cookies):
             return None
         if scope["method"] == "GET" and "text/html" in headers.get("accept", ""):
             return HTMLResponse(_ASK_FOR_KEY, 401)
         raise ApiError(401, "Invalid API Key")
 
-    def _is_key(self, given: str | None) -> bool:
-        """Compared with every key, in a time that does not tell how much of one is right."""
-        raw = (given or "").encode("utf-8", "replace")
-        return sum(hmac.compare_digest(raw, key) for key in self.keys) > 0
-
-    def _remember(self, scope: Scope, key: str) -> Response:
+    def _remember(self, scope: Scope, key: bytes) -> Response:
         """Set the cookie and take the key out of the address, where histories and logs would keep it."""
         rest = [(name, value) for name, value in parse_qsl(scope["query_string"].decode("latin-1")) if name != "key"]
         target = quote(self.prefix + scope["path"]) + (f"?{urlencode(rest)}" if rest else "")
         # "//name" would be another server's address.
         response = RedirectResponse("/" + target.lstrip("/"), 303)
         secure = scope.get("scheme") == "https"
-        response.set_cookie(COOKIE, key, httponly=True, samesite="strict", secure=secure, path=self.prefix or "/")
+        response.set_cookie(
+            COOKIE, cookie_of(key).decode(), httponly=True, samesite="strict", secure=secure, path=self.prefix or "/"
+        )
         return response
 
     def _with_headers(self, send: Send, origin: str | None) -> Send:
@@ -191,19 +201,19 @@ def _is_address(name: str) -> bool:
     return True
 
 
-def _bearer(headers: Headers) -> str | None:
+def _bearer(headers: Headers) -> str:
     kind, _, key = headers.get("authorization", "").partition(" ")
-    return key.strip() if kind.lower() == "bearer" else None
+    return key.strip() if kind.lower() == "bearer" else ""
 
 
-def _cookie(headers: Headers) -> str | None:
+def _cookie(headers: Headers) -> str:
     from http.cookies import CookieError, SimpleCookie
 
     try:
         found = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
     except CookieError:
-        return None
-    return found.value if found is not None else None
+        return ""
+    return found.value if found is not None else ""
 
 
 _ASK_FOR_KEY = """<!doctype html><html lang="en"><meta charset="utf-8">
