@@ -22,6 +22,7 @@ import numpy as np
 from gemmafile.completion import Answer, Piece
 from gemmafile.engine.engine import Engine
 from gemmafile.engine.sampler import Choice, Sampler
+from gemmafile.engine.samplers import Samplers
 from gemmafile.errors import BadFile, BadSettings
 from gemmafile.files.gguf import Metadata, ModelFile
 from gemmafile.files.open import open_model
@@ -31,7 +32,6 @@ from gemmafile.settings import ContextSettings, SamplingSettings, from_fields
 from gemmafile.text.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
-    from gemmafile.engine.grammar import Grammar, GrammarVocabulary
     from gemmafile.text.chat import ChatTemplate
 
 Message = Mapping[str, Any]
@@ -104,10 +104,13 @@ class Model:
         path: str | PathLike[str],
         settings: ContextSettings | None = None,
         say: Callable[[str], None] | None = None,
+        *,
+        n_sequences: int = 1,
     ):
         """Raises BadFile or UnsupportedModel for the file, BadSettings for the settings.
 
-        `say`  gets notices: kernels are being compiled, the reference has to answer. Default: to stderr
+        say          gets notices: kernels are being compiled, the reference has to answer. Default: to stderr
+        n_sequences  full contexts that the KV cache is to hold, as far as free memory goes: for a `Scheduler`
         """
         settings = settings or ContextSettings()
         self.file: ModelFile = open_model(Path(path), settings, say or _to_stderr)
@@ -116,7 +119,7 @@ class Model:
         self.config: ModelConfig = read_config(self.file, settings)
         if TOKENS in self.metadata:
             self.tokenizer  # noqa: B018  what is wrong with it is said now; a file without one still has logits
-        self.engine = Engine(self.file, settings, say=say or _to_stderr)
+        self.engine = Engine(self.file, settings, say=say or _to_stderr, n_sequences=n_sequences)
         self.sequence = self.engine.new_sequence()
         self._lock = _Turn()
         self._templates: dict[tuple[str | None, str], ChatTemplate] = {}
@@ -278,40 +281,11 @@ class Model:
 
     def make_sampler(self, settings: SamplingSettings, prompt_ids: Sequence[int]) -> Sampler:
         """A sampler for one answer to a prompt. Raises BadSettings."""
-        sampler = Sampler(
-            settings,
-            self.config.n_vocab,
-            eog_ids=self.tokenizer.eog_ids,
-            n_context=self.n_context,
-            token_bytes=self._token_bytes if settings.dry_multiplier > 0 else None,
-            grammar=self._grammar(settings),
-        )
-        sampler.accept_prompt(prompt_ids)
-        return sampler
-
-    def _grammar(self, settings: SamplingSettings) -> Grammar | None:
-        """The grammar of an answer at its beginning. Raises BadSettings."""
-        if settings.grammar is None and settings.json_schema is None:
-            return None
-        if settings.grammar is not None and settings.json_schema is not None:
-            raise BadSettings("a grammar and a JSON schema were both given: which one?")
-        from gemmafile.engine.grammar import Grammar
-
-        if settings.grammar is not None:
-            return Grammar.from_gbnf(settings.grammar, self._grammar_vocabulary)
-        return Grammar.from_json_schema(settings.json_schema or "", self._grammar_vocabulary)
+        return self._samplers.make(settings, prompt_ids)
 
     @cached_property
-    def _grammar_vocabulary(self) -> GrammarVocabulary:
-        from gemmafile.engine.grammar import GrammarVocabulary
-
-        tokenizer = self.tokenizer
-        control_ids = [i for i in range(tokenizer.n_tokens) if tokenizer.is_control(i)]
-        return GrammarVocabulary(self._token_bytes, tokenizer.eog_ids, control_ids)
-
-    @cached_property
-    def _token_bytes(self) -> list[bytes]:
-        return self.tokenizer.token_bytes()
+    def _samplers(self) -> Samplers:
+        return Samplers(self.tokenizer, self.config.n_vocab, self.n_context)
 
     def _answer(
         self,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
+from collections.abc import Sequence as SequenceOf
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -54,10 +55,14 @@ class Engine:
     `config`  sizes and constants · `n_context`  positions a sequence may have · `notes`  what --verbose says
     """
 
-    def __init__(self, file: ModelFile, settings: ContextSettings | None = None, say: Callable[[str], None] = print):
+    def __init__(
+        self, file: ModelFile, settings: ContextSettings | None = None, say: Callable[[str], None] = print,
+        *, n_sequences: int = 1,
+    ):  # fmt: skip
         """Raises BadFile or UnsupportedModel for the file, BadSettings for the settings.
 
-        `say`  gets lines that the user should see (fallbacks, compilation)
+        say          gets lines that the user should see (fallbacks, compilation)
+        n_sequences  how many sequences of `n_context` positions the KV cache is to hold, as far as free memory goes
         """
         settings = settings or ContextSettings()
         self.file, self.settings = file, settings
@@ -65,9 +70,9 @@ class Engine:
         self.weights = load_weights(file, self.config)
         self.notes = list(self.config.notes)
         self.n_context = self._choose_context(say)
-        n_pages = -(-self.n_context // PAGE)
+        n_pages = self._choose_pages(n_sequences)
         self.cache = KVCache(self.config, n_pages, settings.cache_type_k, settings.cache_type_v)
-        self.pages = Pages(n_pages, self.cache.clear_page)
+        self.pages = Pages(n_pages, self.cache.clear_page, self.cache.copy_page)
         self.threads = _threads("--threads", settings.threads, physical_cores())
         self.threads_batch = _threads("--threads-batch", settings.threads_batch, self.threads)
         batch = _within("--batch-size", settings.batch, MAX_BATCH)
@@ -89,14 +94,23 @@ class Engine:
             return asked
         if asked == 0:
             return maximum
-        room = free_memory_bytes() * 3 // 4
-        a_page = page_bytes(self.config, self.settings.cache_type_k, self.settings.cache_type_v)
-        fitting = max(PAGE, room // a_page * PAGE) if room else maximum
+        room = _room_bytes()
+        fitting = max(PAGE, room // self._page_bytes * PAGE) if room else maximum
         if fitting < maximum:
             self.notes.append(
                 f"context shrunk from {maximum} to {fitting} tokens to fit {room >> 20} MiB of free memory"
             )
         return min(maximum, fitting)
+
+    def _choose_pages(self, n_sequences: int) -> int:
+        """Pages for so many sequences, or as many as fit the memory that is free; at least those of one."""
+        one = -(-self.n_context // PAGE)
+        room = _room_bytes()
+        return max(one, min(one * n_sequences, room // self._page_bytes)) if room else one * n_sequences
+
+    @property
+    def _page_bytes(self) -> int:
+        return page_bytes(self.config, self.settings.cache_type_k, self.settings.cache_type_v)
 
     def new_sequence(self) -> Sequence:
         return Sequence(self.pages)
@@ -114,7 +128,7 @@ class Engine:
         """
         if len(sequence) + len(token_ids) > self.n_context:
             raise ContextOverflow(len(sequence) + len(token_ids), self.n_context)
-        self._check_ids(token_ids)
+        self.check_ids(token_ids)
         kept: list[np.ndarray] = [np.empty((0, self.config.n_vocab), np.float32)]
         rows = self.max_rows if want != "all" else min(self.max_rows, max(1, LOGITS_BYTES // (4 * self.config.n_vocab)))
         for start in range(0, len(token_ids), rows):
@@ -124,10 +138,7 @@ class Engine:
             before = len(sequence)
             sequence.extend(chunk)
             try:
-                with self._computing:
-                    if self._is_closed:
-                        raise BadSettings("the model is closed")
-                    logits = self.backend.run(self._batch(sequence, before, list(outputs)), trace)
+                logits = self.run(self._batch(sequence, before, list(outputs)), trace)
             except BaseException:
                 sequence.truncate(before)
                 raise
@@ -137,7 +148,24 @@ class Engine:
                 on_progress(start + len(chunk))
         return kept[-1] if len(kept) <= 2 else np.concatenate(kept)
 
-    def _check_ids(self, token_ids: list[int]) -> None:
+    def run(self, batch: Batch, trace: Trace | None = None) -> np.ndarray:
+        """One pass: logits float32[n_outputs, V], lent until the next. Raises BadSettings once the engine is closed."""
+        with self._computing:
+            self._check_open()
+            return self.backend.run(batch, trace)
+
+    def run_hidden(self, batch: Batch) -> np.ndarray:
+        """One pass without the output matrix: float32[n_outputs, E] after the last norm, lent until the next."""
+        with self._computing:
+            self._check_open()
+            return self.backend.run_hidden(batch)
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise BadSettings("the model is closed")
+
+    def check_ids(self, token_ids: SequenceOf[int]) -> None:
+        """Raises BadSettings for an id outside the vocabulary."""
         if token_ids and not 0 <= min(token_ids) <= max(token_ids) < self.config.n_vocab:
             wrong = next(i for i in token_ids if not 0 <= i < self.config.n_vocab)
             raise BadSettings(f"token id {wrong} is not in the model's vocabulary of {self.config.n_vocab}")
@@ -181,6 +209,11 @@ class Engine:
         with self._computing:
             self._is_closed = True
             self.backend.close()
+
+
+def _room_bytes() -> int:
+    """Bytes that a KV cache may take without being asked for by name; 0: not known."""
+    return free_memory_bytes() * 3 // 4
 
 
 def _threads(flag: str, asked: int | None, default: int) -> int:

@@ -1,12 +1,14 @@
 """Pages: which page of the KV cache belongs to whom.
 
 A `Sequence` is a list of token ids whose keys and values lie in the pages of its table. `Pages` hands pages
-out and takes them back; it knows numbers, not memory.
+out, counts who holds them and takes them back; it knows numbers, not memory. Next: prefixes.py, which keeps
+pages that nobody holds for whoever comes with the same tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as SequenceOf
 
 import numpy as np
 
@@ -21,29 +23,66 @@ class OutOfPages(GemmafileError):
 
 
 class Pages:
-    """A stack of free pages. `clear` is called for a page that is handed out a second time."""
+    """A stack of free pages, and for the others how many hold each.
 
-    def __init__(self, n_pages: int, clear: Callable[[int], None]):
-        self.n_pages, self._clear = n_pages, clear
+    clear    called for a page that is handed out a second time
+    copy     called with (from, to, n): `to` becomes the first n positions of `from`, the rest zeros
+    reclaim  called with a number of pages when none is free: gives back as many as it can spare, if any
+    """
+
+    def __init__(self, n_pages: int, clear: Callable[[int], None], copy: Callable[[int, int, int], None] | None = None):
+        self.n_pages, self._clear, self._copy = n_pages, clear, copy
         self._free = list(range(n_pages - 1, -1, -1))
         self._used_before: set[int] = set()
+        self._holders = [0] * n_pages
+        self.reclaim: Callable[[int], None] | None = None
 
     @property
     def n_free(self) -> int:
         return len(self._free)
 
+    def holders(self, page: int) -> int:
+        """How many hold a page."""
+        return self._holders[page]
+
     def take(self) -> int:
         """A page of zeros. Raises OutOfPages."""
-        if not self._free:
-            raise OutOfPages(f"the KV cache is full ({self.n_pages * PAGE} positions): give a larger context (-c)")
-        page = self._free.pop()
+        page = self._pop()
         if page in self._used_before:
             self._clear(page)
         self._used_before.add(page)
         return page
 
-    def give_back(self, pages: list[int]) -> None:
-        self._free.extend(reversed(pages))
+    def take_copy(self, source: int, n: int) -> int:
+        """A page that begins with the first n positions of another. Raises OutOfPages."""
+        assert self._copy is not None
+        page = self._pop()
+        self._used_before.add(page)
+        self._copy(source, page, n)
+        return page
+
+    def share(self, pages: Iterable[int]) -> None:
+        """One more holder for each of these pages, which are no longer to be written."""
+        for page in pages:
+            assert self._holders[page] > 0
+            self._holders[page] += 1
+
+    def give_back(self, pages: SequenceOf[int]) -> None:
+        """One holder less; a page that nobody holds is free."""
+        for page in reversed(pages):
+            self._holders[page] -= 1
+            assert self._holders[page] >= 0
+            if self._holders[page] == 0:
+                self._free.append(page)
+
+    def _pop(self) -> int:
+        if not self._free and self.reclaim is not None:
+            self.reclaim(1)
+        if not self._free:
+            raise OutOfPages(f"the KV cache is full ({self.n_pages * PAGE} positions): give a larger context (-c)")
+        page = self._free.pop()
+        self._holders[page] = 1
+        return page
 
 
 class Sequence:
@@ -61,6 +100,8 @@ class Sequence:
         """Append tokens about to be computed, taking pages for them. Raises OutOfPages, changing nothing."""
         wanted = -(-(len(self) + len(token_ids)) // PAGE)
         taken: list[int] = []
+        if token_ids and len(self) % PAGE and self._pages.holders(self.table[-1]) > 1:
+            self._own_last_page()
         try:
             while len(self.table) + len(taken) < wanted:
                 taken.append(self._pages.take())
@@ -69,6 +110,12 @@ class Sequence:
             raise
         self.table += taken
         self.token_ids += token_ids
+
+    def _own_last_page(self) -> None:
+        """Others hold the page that is about to be written: go on in a copy of it."""
+        shared = self.table[-1]
+        self.table[-1] = self._pages.take_copy(shared, len(self) % PAGE)
+        self._pages.give_back([shared])
 
     def truncate(self, n: int) -> None:
         """Keep the first n tokens; pages behind them go back."""

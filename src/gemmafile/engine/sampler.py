@@ -269,6 +269,11 @@ class Sampler:
         top = [(candidates.token(r), math.log(w) - log_total) for r, w in shown if w > 0.0]
         return Choice(token_id, math.log(float(weights[rank])) - log_total, top)
 
+    def score(self, logits: Floats, token_id: int) -> tuple[float, list[tuple[int, float]]]:
+        """The log-probability of a token under the model, and the n_probs likeliest ones."""
+        choice = self._choice(logits, _usable_maximum(logits), token_id)
+        return choice.logprob, choice.top
+
     def _choice(self, logits: Floats, best: float, token_id: int) -> Choice:
         log_sum = math.log(Mass(exponentials(logits, best)).total) + best
         top: list[tuple[int, float]] = []

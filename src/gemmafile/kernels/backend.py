@@ -26,6 +26,9 @@ class Backend(Protocol):
         """Replay the tape: stores the rows' keys and values, returns logits float32[n_outputs, V], lent until
         the next call."""
 
+    def run_hidden(self, batch: Batch) -> np.ndarray:
+        """As `run`, without the output matrix: the hidden state after the last norm, float32[n_outputs, E]."""
+
     def prepare(self) -> None:
         """Have ready whatever a later pass would compile or read from files."""
 

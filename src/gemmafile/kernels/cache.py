@@ -127,6 +127,27 @@ class KVCache:
             keys[page] = 0
             values[page] = 0
 
+    def copy_page(self, source: int, target: int, n: int) -> None:
+        """The first n positions of a page; what is behind them in `target` is zeroed."""
+        for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
+            keys[target] = keys[source]
+            values[target] = values[source]
+            for numbers in self._columns(layer, target):
+                for half in range(PAGE // KEY_BLOCK):
+                    numbers[:, half, :, max(0, n - half * KEY_BLOCK) :] = 0
+            for numbers in self._rows(layer, target):
+                numbers[:, n:] = 0
+
+    def _columns(self, layer: int, page: int) -> tuple[np.ndarray, ...]:
+        """Views of a page's keys [K, 2, ..., 64], and of their scales."""
+        keys = self.keys[layer][page]
+        return self._key_parts(keys) if self.kind_k == "q8_0" else (keys,)
+
+    def _rows(self, layer: int, page: int) -> tuple[np.ndarray, ...]:
+        """Views of a page's values [K, 128, ...], and of their scales."""
+        values = self.values[layer][page]
+        return self._value_parts(values) if self.kind_v == "q8_0" else (values,)
+
     def store(self, layer: int, page_table: np.ndarray, positions: np.ndarray, k: np.ndarray, v: np.ndarray) -> None:
         """Write k, v float32[T, K, D] at `positions` int[T] of the sequence with `page_table` int[P]."""
         d = self.config.head_dim

@@ -31,6 +31,7 @@ from gemmafile.model.tape import (
     TakeOutputs,
     Tape,
     Value,
+    hidden_value,
     reads,
     writes,
 )
@@ -61,10 +62,19 @@ class ReferenceReplay:
     def run(self, batch: Batch, trace: Trace | None = None) -> np.ndarray:
         """Store the rows' keys and values; logits float32[n_outputs, V]. `trace` gets every value of the tape, those
         of the outputs only where there are any."""
+        return self._replay(self._tape.ops, self._width_out, batch, trace)
+
+    def run_hidden(self, batch: Batch) -> np.ndarray:
+        """Store the rows' keys and values; the hidden state after the last norm, float32[n_outputs, E]."""
+        hidden = hidden_value(self._tape)
+        end = next(i for i, op in enumerate(self._tape.ops) if hidden in writes(op)) + 1
+        return self._replay(self._tape.ops[:end], hidden.width, batch, None)
+
+    def _replay(self, ops: list[Op], width_out: int, batch: Batch, trace: Trace | None) -> np.ndarray:
         values: dict[int, np.ndarray] = {}
-        for i, op in enumerate(self._tape.ops):
+        for i, op in enumerate(ops):
             if isinstance(op, TakeOutputs) and not len(batch.outputs):
-                return np.empty((0, self._width_out), np.float32)
+                return np.empty((0, width_out), np.float32)
             with np.errstate(all="ignore"):  # infinities and NaN go their way, as in a compiled kernel
                 results = self._compute(op, [values[value.id] for value in reads(op)], batch)
             for value, result in zip(writes(op), results, strict=True):

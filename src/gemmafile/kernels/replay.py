@@ -76,6 +76,7 @@ from gemmafile.model.tape import (
     TakeOutputs,
     Tape,
     Value,
+    hidden_value,
     writes,
 )  # fmt: skip
 from gemmafile.model.weights import ModelWeights, Weight
@@ -141,7 +142,7 @@ class CpuReplay:
         self._attention_tasks = AttentionTasks(cache, windows, max_rows)
         self._embed = next(op for op in tape.ops if isinstance(op, Embed))
         self._records = [record for op in tape.ops for record in self._records_of(op)]
-        self._logits = writes(tape.ops[-1])[0]
+        self._logits, self._hidden = writes(tape.ops[-1])[0], hidden_value(tape)
         self._kernels = Kernels(_kernel_names(self._records) | self._attention_tasks.all_kernels, say)
         self._programs: dict[tuple[int, ...], Program] = {}
         self._allocate_pass(max(threads, threads_batch))
@@ -154,16 +155,27 @@ class CpuReplay:
     # --- a pass -------------------------------------------------------------------------------------------------
 
     def run(self, batch: Batch, trace: Trace | None = None) -> np.ndarray:
-        assert 0 < batch.n_rows <= self.max_rows
-        with np.errstate(all="ignore"):  # weights may be infinite or NaN: the sampler says so, once
-            self._fill_pass(batch)
-        program = self._program(batch.n_rows, len(batch.outputs))
-        program.ops[:, NEXT // 8] = 0
+        program = self._start_pass(batch)
         if trace is None:
             self._walk(program.ops)
         else:
             self._walk_traced(program, batch, trace)
         return self._arena.view(self._logits, len(batch.outputs))
+
+    def run_hidden(self, batch: Batch) -> np.ndarray:
+        program = self._start_pass(batch)
+        end = next(end for _, end, values in program.starts if self._hidden in values)
+        self._walk(program.ops[:end])
+        return self._arena.view(self._hidden, len(batch.outputs))
+
+    def _start_pass(self, batch: Batch) -> Program:
+        """Fill in what changes from pass to pass; the operations to walk."""
+        assert 0 < batch.n_rows <= self.max_rows
+        with np.errstate(all="ignore"):  # weights may be infinite or NaN: the sampler says so, once
+            self._fill_pass(batch)
+        program = self._program(batch.n_rows, len(batch.outputs))
+        program.ops[:, NEXT // 8] = 0
+        return program
 
     def _walk(self, ops: np.ndarray) -> None:
         self._shared[OPS // 8], self._shared[N_OPS // 8] = ops.ctypes.data, len(ops)

@@ -165,6 +165,14 @@ def writes(op: Op) -> tuple[Value, ...]:
     return op.outs if isinstance(op, MatMul) else (op.out,)
 
 
+def hidden_value(tape: Tape) -> Value:
+    """The hidden state after the last norm, one row for each output: what the output matrix multiplies."""
+    at = next(i for i, op in enumerate(tape.ops) if isinstance(op, TakeOutputs))
+    norm = tape.ops[at + 1]
+    assert isinstance(norm, Norm)
+    return norm.out
+
+
 @dataclass
 class Tape:
     """Records operations; see the module's head."""

@@ -1,0 +1,134 @@
+"""A run: a job under way, with its tokens, its lease of pages and its clock. scheduler.py makes them go."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from gemmafile.engine.jobs import Job, Timings
+from gemmafile.engine.prefixes import Lease
+from gemmafile.engine.sampler import Sampler
+from gemmafile.settings import changed
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """A job and how far it is.
+
+    number    jobs are numbered as they come: the lower, the older
+    tokens    those of the prompt, then the chosen ones; the cache holds the first `n_computed` of them
+    lease     None while the run waits, for the first time or after its pages were taken away
+    n_cached  tokens of the prompt that did not have to be computed
+    """
+
+    job: Job
+    number: int
+    tokens: list[int]
+    sampler: Sampler | None
+    submitted_s: float
+    slot: int = -1
+    lease: Lease | None = None
+    pooling: Pooling | None = None
+    n_chosen: int = 0
+    n_cached: int = 0
+    n_scored: int = 0
+    was_started: bool = False
+    started_s: float = 0.0
+    chosen_s: float = 0.0
+
+    @property
+    def n_prompt(self) -> int:
+        return len(self.job.token_ids)
+
+    @property
+    def n_computed(self) -> int:
+        return len(self.lease) if self.lease is not None else 0
+
+    @property
+    def n_pending(self) -> int:
+        """Tokens that are known and not yet computed."""
+        return len(self.tokens) - self.n_computed
+
+    @property
+    def is_embedding(self) -> bool:
+        return self.job.pooling is not None
+
+    def is_late(self, now_s: float) -> bool:
+        return self.job.deadline_s is not None and now_s - self.submitted_s > self.job.deadline_s
+
+    def timings(self) -> Timings:
+        if not self.was_started:
+            return Timings()
+        now_s = time.perf_counter()
+        chosen_s = self.chosen_s or now_s
+        n_read = max(0, min(self.n_computed or self.n_prompt, self.n_prompt) - self.n_cached)
+        return Timings(
+            cache_n=self.n_cached, prompt_n=n_read, prompt_ms=1e3 * (chosen_s - self.started_s),
+            predicted_n=self.n_chosen, predicted_ms=1e3 * (now_s - chosen_s),
+        )  # fmt: skip
+
+
+class Pooling:
+    """One vector of many hidden rows: their mean, the first (cls) or the last. Rows come in order, in any chunks."""
+
+    def __init__(self, kind: str, width: int):
+        self._kind, self._n, self._sum = kind, 0, np.zeros(width, np.float64)
+
+    def add(self, rows: np.ndarray) -> None:
+        """float32[n, E]"""
+        if self._kind == "cls" and self._n == 0:
+            self._sum[:] = rows[0]
+        elif self._kind == "last":
+            self._sum[:] = rows[-1]
+        elif self._kind == "mean":
+            for row in rows:  # one after the other: chunks change no bit
+                self._sum += row
+        self._n += len(rows)
+
+    def values(self) -> bytes:
+        """float32[E], little-endian."""
+        pooled = self._sum / self._n if self._kind == "mean" else self._sum
+        return pooled.astype("<f4").tobytes()
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """A place where one job runs at a time; it remembers the tokens of the last.
+
+    `token_ids`  what its last job left in the cache (as long as others do not need the room)
+    """
+
+    id: int
+    run: Run | None = None
+    token_ids: list[int] = field(default_factory=list)
+    job: Job | None = None
+    n_prompt: int = 0
+    n_cached: int = 0
+    freed: int = 0
+
+    def view(self, n_context: int) -> dict[str, Any]:
+        """As llama.cpp's /slots shows it, texts left out."""
+        run, job = self.run, self.run.job if self.run is not None else self.job
+        n_past = run.n_computed if run is not None else len(self.token_ids)
+        n_chosen = run.n_chosen if run is not None else max(0, n_past - self.n_prompt)
+        n_predict = job.n_predict if job is not None else -1
+        return {
+            "id": self.id,
+            "id_task": job.id if job is not None else -1,
+            "n_ctx": n_context,
+            "speculative": False,
+            "is_processing": run is not None,
+            "n_past": n_past,
+            "n_prompt_tokens": run.n_prompt if run is not None else self.n_prompt,
+            "n_prompt_tokens_cache": run.n_cached if run is not None else self.n_cached,
+            "n_prompt_tokens_processed": min(n_past, run.n_prompt) if run is not None else self.n_prompt,
+            "params": {"n_predict": n_predict, **({} if job is None else changed(job.sampling))},
+            "next_token": {
+                "has_next_token": run is not None and not run.is_embedding,
+                "n_decoded": n_chosen,
+                "n_remain": max(0, n_predict - n_chosen) if n_predict >= 0 else -1,
+            },
+        }

@@ -1,0 +1,80 @@
+"""Samplers for the answers of one model: settings in, a `Sampler` out, with the grammar it has to follow.
+
+What is made once a model (the bytes of every token, the vocabulary as grammars see it) is made here when first wanted.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Iterable
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
+
+from gemmafile.engine.sampler import Sampler
+from gemmafile.errors import BadSettings
+from gemmafile.settings import SamplingSettings
+
+if TYPE_CHECKING:
+    from gemmafile.engine.grammar import Grammar, GrammarVocabulary
+
+
+class TokenTable(Protocol):
+    """What is wanted of a tokenizer."""
+
+    @property
+    def n_tokens(self) -> int: ...
+
+    @property
+    def eog_ids(self) -> Collection[int]: ...
+
+    def is_control(self, token_id: int) -> bool: ...
+
+    def token_bytes(self) -> list[bytes]: ...
+
+
+class Samplers:
+    """Makes samplers. May be asked from several threads."""
+
+    def __init__(self, tokens: TokenTable, n_vocab: int, n_context: int):
+        self._tokens, self._n_vocab, self._n_context = tokens, n_vocab, n_context
+        self._making = threading.Lock()
+
+    def make(self, settings: SamplingSettings, prompt_ids: Iterable[int]) -> Sampler:
+        """A sampler for one answer to a prompt. Raises BadSettings."""
+        sampler = Sampler(
+            settings,
+            self._n_vocab,
+            eog_ids=self._tokens.eog_ids,
+            n_context=self._n_context,
+            token_bytes=self._token_bytes if settings.dry_multiplier > 0 else None,
+            grammar=self._grammar(settings),
+        )
+        sampler.accept_prompt(prompt_ids)
+        return sampler
+
+    def _grammar(self, settings: SamplingSettings) -> Grammar | None:
+        """The grammar of an answer at its beginning. Raises BadSettings."""
+        if settings.grammar is None and settings.json_schema is None:
+            return None
+        if settings.grammar is not None and settings.json_schema is not None:
+            raise BadSettings("a grammar and a JSON schema were both given: which one?")
+        from gemmafile.engine.grammar import Grammar
+
+        with self._making:  # the vocabulary is made once
+            vocabulary = self._grammar_vocabulary
+        if settings.grammar is not None:
+            return Grammar.from_gbnf(settings.grammar, vocabulary)
+        return Grammar.from_json_schema(settings.json_schema or "", vocabulary)
+
+    @cached_property
+    def _grammar_vocabulary(self) -> GrammarVocabulary:
+        from gemmafile.engine.grammar import GrammarVocabulary
+
+        control_ids = [i for i in range(self._tokens.n_tokens) if self._tokens.is_control(i)]
+        vocabulary = GrammarVocabulary(self._token_bytes, self._tokens.eog_ids, control_ids)
+        vocabulary.tokenizer  # noqa: B018  half a second, while the lock is held
+        return vocabulary
+
+    @cached_property
+    def _token_bytes(self) -> list[bytes]:
+        return self._tokens.token_bytes()
