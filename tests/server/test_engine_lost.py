@@ -15,7 +15,7 @@ from gemmafile.server.launch import EngineLost
 from gemmafile.settings import ContextSettings
 from tests.server.running import WAIT_S, Answer, Running, running
 
-LONG = {"prompt": "the man", "n_predict": 400, "ignore_eos": True, "temperature": 0}
+LONG = {"prompt": "the man", "n_predict": 8000, "ignore_eos": True, "temperature": 0}
 
 
 def kill(server: Running) -> None:
@@ -33,7 +33,7 @@ def wait_for_health(server: Running, status: int) -> Answer:
 
 
 def test_kill_9_under_load(small_path: Path) -> None:
-    with running(small_path) as server:
+    with running(small_path, context=ContextSettings(backend="reference", context=8192)) as server:
         answers: list[tuple[float, Answer]] = []
 
         def ask(stream: bool) -> None:

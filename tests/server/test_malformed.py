@@ -99,7 +99,7 @@ def test_an_error_before_the_first_byte_has_its_status(server: Running, stream: 
         ("GET", "/completion", 405), ("DELETE", "/props", 405), ("GET", "/nothing", 404),
         ("POST", "/../etc/passwd", 404),
         ("GET", "/%00", 404), ("GET", "/%ff%fe", 404), ("BREW", "/health", 405), ("POST", "/infill", 501),
-        ("GET", "/metrics", 501), ("POST", "/slots/0?action=save", 501), ("POST", "/slots/9?action=erase", 400),
+        ("GET", "/metrics", 501), ("POST", "/slots/0?action=save", 501), ("POST", "/slots/99?action=erase", 400),
         ("POST", "/slots/x?action=erase", 400), ("POST", "/slots/0", 400), ("POST", "/v1/rerank", 501),
     ],
 )  # fmt: skip

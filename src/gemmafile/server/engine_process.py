@@ -7,17 +7,25 @@ itself, says that it is ready, and works until stdin ends: nobody has to end it.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import queue
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
-from gemmafile.errors import GemmafileError
+from gemmafile.engine.jobs import KINDS, Failed, Job
+from gemmafile.errors import BackendUnavailable, GemmafileError
+from gemmafile.server.frames import LENGTH, encode, pack_event
+
+if TYPE_CHECKING:
+    from gemmafile.engine.scheduler import Scheduler
+
+STATS_S = 0.5
+"""Seconds between two reports of the engine's state, at least."""
 
 
 class Pipes:
@@ -38,10 +46,6 @@ class Pipes:
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
-        import json
-
-        from gemmafile.server.frames import LENGTH
-
         try:
             while len(head := self._in.read(LENGTH.size)) == LENGTH.size:
                 self.frames.put(json.loads(self._in.read(LENGTH.unpack(head)[0])))
@@ -49,8 +53,6 @@ class Pipes:
             os._exit(0)
 
     def send(self, frame: dict[str, Any]) -> None:
-        from gemmafile.server.frames import encode
-
         left = memoryview(encode(frame))
         with self._lock:
             while left:
@@ -87,15 +89,24 @@ def _work(pipes: Pipes, arguments: dict[str, Any]) -> None:
     pipes.listen()
     confine_files(arguments, say)
     pipes.send({"ev": "loading", "progress": 0.1, "line": "opening the model"})
+    from gemmafile.engine.scheduler import IDLE_BYTES, Scheduler
     from gemmafile.model_api import Model
-    from gemmafile.settings import ContextSettings, from_fields
+    from gemmafile.settings import ContextSettings, ServeSettings, from_fields
 
-    with Model(arguments["path"], from_fields(ContextSettings, arguments["context"]), say=say) as model:
+    settings = from_fields(ServeSettings, arguments["serve"])
+    context = from_fields(ContextSettings, arguments["context"])
+    with Model(arguments["path"], context, say=say, n_sequences=settings.parallel) as model:
         model.engine.prepare()
         confine_calls(arguments, say)
-        info = {"n_ctx": model.n_context, "n_slots": 1, "threads": model.engine.threads}
+        idle_bytes = IDLE_BYTES if settings.cache_ram is None else settings.cache_ram << 20
+        scheduler = Scheduler(
+            model.engine, model.tokenizer, n_slots=settings.parallel, queue_limit=settings.max_queue,
+            idle_bytes=idle_bytes if idle_bytes >= 0 else sys.maxsize,
+        )  # fmt: skip
+        info: dict[str, Any] = {"n_ctx": model.n_context, "n_slots": settings.parallel, "threads": model.engine.threads}
+        info |= {"backend": model.engine.backend.name, "notes": model.engine.notes}
         pipes.send({"ev": "ready", "info": info})
-        OneAtATime(model, pipes).run()
+        Worker(scheduler, pipes).run()
 
 
 def confine_files(arguments: dict[str, Any], say: Any) -> None:
@@ -136,72 +147,60 @@ def confine_calls(arguments: dict[str, Any], say: Any) -> None:
         say(f"connections and programs are not confined: {error.strerror}")
 
 
-class OneAtATime:
-    """A stand-in for the scheduler: one job after the other."""
+class Worker:
+    """Frames to the scheduler, its events back: one frame for each pass."""
 
-    def __init__(self, model: Any, pipes: Pipes):
-        self.model, self.pipes = model, pipes
-        self.waiting: list[dict[str, Any]] = []
-        self.cancelled: set[int] = set()
+    def __init__(self, scheduler: Scheduler, pipes: Pipes):
+        self.scheduler, self.pipes = scheduler, pipes
+        self._told_s = 0.0
+        self._told: dict[str, float] = {}
 
-    def run(self) -> None:
+    def run(self) -> NoReturn:
+        """Until the process ends."""
         while True:
-            self._take(wait=not self.waiting)
-            if self.waiting:
-                self._answer(self.waiting.pop(0))
+            if self.scheduler.is_idle:
+                self._tell_stats()
+                self._take(self.pipes.frames.get())
+            while not self.pipes.frames.empty():
+                self._take(self.pipes.frames.get())
+            events = self.scheduler.step()
+            if events:
+                self.pipes.send({"ev": "events", "items": [pack_event(event) for event in events]})
+            if time.monotonic() - self._told_s > STATS_S:
+                self._tell_stats()
 
-    def _take(self, wait: bool) -> None:
-        while True:
-            try:
-                frame = self.pipes.frames.get(block=wait)
-            except queue.Empty:
-                return
-            wait = False
-            if frame["op"] == "job":
-                self.waiting.append(frame)
-            elif frame["op"] == "cancel":
-                self.cancelled.add(frame["id"])
-            elif frame["op"] == "slots":
-                self.pipes.send({"ev": "slots", "id": frame["id"], "slots": [{"id": 0, "is_processing": False}]})
-            elif frame["op"] == "stop":
+    def _take(self, frame: dict[str, Any]) -> None:
+        match frame.pop("op"):
+            case "job":
+                self._submit(frame)
+            case "cancel":
+                self.scheduler.cancel(frame["id"])
+            case "slots":
+                self.pipes.send({"ev": "slots", "id": frame["id"], "slots": self.scheduler.slot_views()})
+            case "slot":
+                self._change_slot(frame)
+            case "stop":
                 os._exit(0)
 
-    def _send(self, events: Iterable[Any]) -> None:
-        from gemmafile.server.frames import pack_event
-
-        self.pipes.send({"ev": "events", "items": [pack_event(event) for event in events]})
-
-    def _answer(self, frame: dict[str, Any]) -> None:
-        from gemmafile.completion import keep_common_prefix
-        from gemmafile.engine.jobs import End, Failed, Job, Progress, Timings, Token
-
-        frame.pop("op")
-        n_id = frame["id"]
+    def _submit(self, frame: dict[str, Any]) -> None:
         try:
             job = Job.from_fields(frame)
-            sequence, engine = self.model.sequence, self.model.engine
-            start_s = time.perf_counter()
-            sampler = self.model.make_sampler(job.sampling, job.token_ids)
-            remaining = keep_common_prefix(sequence, list(job.token_ids), engine.n_context)
-            n, prompt_ms, reason = 0, 0.0, "context full"
-            n_all = len(job.token_ids)
-            self._send([Progress(n_id, n_all - len(remaining), n_all, n_all - len(remaining))])
-            for choice in engine.generate(sequence, remaining, sampler, job.n_predict):
-                n += 1
-                prompt_ms = prompt_ms or 1000 * (time.perf_counter() - start_s)
-                has_probs = job.sampling.n_probs > 0
-                self._send([Token(n_id, choice.token_id, choice.logprob if has_probs else None, choice.top or None)])
-                self._take(wait=False)
-                if n_id in self.cancelled:
-                    reason = "cancelled"
-                    break
-                if choice.token_id in self.model.tokenizer.eog_ids:
-                    reason = "stop"
-                    break
-                if n == job.n_predict:
-                    reason = "limit"
-            total_ms = 1000 * (time.perf_counter() - start_s)
-            timings = Timings(n_all - len(remaining), len(remaining), prompt_ms, n, total_ms - prompt_ms)
-            self._send([End(n_id, reason, timings, 0)])  # type: ignore[arg-type]
         except GemmafileError as error:
-            self._send([Failed(n_id, error.http_status, "invalid_request_error", str(error))])
+            self._refuse(frame["id"], error)
+        else:
+            self.scheduler.submit(job)
+
+    def _change_slot(self, frame: dict[str, Any]) -> None:
+        self._refuse(frame["id"], BackendUnavailable("slots cannot be saved yet"))
+
+    def _refuse(self, number: int, error: GemmafileError) -> None:
+        kind = KINDS.get(error.http_status, "server_error")
+        self.pipes.send({"ev": "events", "items": [pack_event(Failed(number, error.http_status, kind, str(error)))]})
+
+    def _tell_stats(self) -> None:
+        """What /metrics shows, if it has changed."""
+        self._told_s = time.monotonic()
+        stats = self.scheduler.stats()
+        if stats != self._told:
+            self._told = stats
+            self.pipes.send({"ev": "stats", **stats})
