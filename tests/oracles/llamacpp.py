@@ -57,6 +57,12 @@ def find() -> LlamaCpp | None:
     return LlamaCpp(tools) if (tools / "llamacpp_logits").exists() else None
 
 
+def find_scripts() -> Path | None:
+    """The folder of llama.cpp's converters in Python, if there is one."""
+    folder = Path(os.environ.get("GEMMAFILE_LLAMACPP") or ROOT / ".llamacpp") / "src"
+    return folder if (folder / "convert_hf_to_gguf.py").exists() else None
+
+
 def next_token_logprobs(model: Path, prompts: list[np.ndarray], n_vocab: int) -> np.ndarray:
     """float64[len(prompts), V]: log-probabilities of the token after each prompt, by the xllamacpp wheel.
 

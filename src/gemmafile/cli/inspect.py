@@ -33,7 +33,12 @@ GEMMA_NOTICE = "Gemma is provided under and subject to the Gemma Terms of Use fo
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `gemmafile inspect`."""
-    parser.add_argument("file", metavar="FILE", type=Path, help="a GGUF model; of a split one, the first part")
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        type=Path,
+        help="a GGUF (of a split one the first part), or a checkpoint's folder",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
@@ -190,7 +195,7 @@ def _format_summary(description: dict[str, Any]) -> Iterable[str]:
     parts = f", {len(description['parts'])} parts" if len(description["parts"]) > 1 else ""
     rows = {
         "file": description["file"],
-        "format": f"GGUF {description['gguf_version']}{parts}",
+        "format": (f"GGUF {description['gguf_version']}" if description["gguf_version"] else "safetensors") + parts,
         "size": _format_bytes(description["n_bytes"]),
         "name": description["name"],
         "architecture": description["architecture"],

@@ -23,6 +23,7 @@ COMMANDS = {
     "inspect": ("gemmafile.cli.inspect", "what a model file holds"),
     "bench": ("gemmafile.cli.bench", "how fast a model runs here, beside the machine's limits"),
     "kernels": ("gemmafile.cli.kernels", "machine code: what there is, and compiling it for other CPUs"),
+    "convert": ("gemmafile.cli.convert", "a Hugging Face checkpoint as a GGUF file"),
     "pack": ("gemmafile.cli.pack", "a model, its engine and its licences as one executable file"),
     "edit": ("gemmafile.cli.edit", "change a packed file in place: arguments, card, licence, engine"),
     "verify": ("gemmafile.cli.verify", "is a packed file whole, and who signed it"),

@@ -257,7 +257,7 @@ def check_still_licensed(contents: Any, files: dict[str, bytes]) -> None:
 
 
 def front_matter(files: dict[str, bytes]) -> dict[str, Any]:
-    from gemmafile.pack.card import read_front_matter
+    from gemmafile.files.card import read_front_matter
     from gemmafile.pack.layout import CARD
 
     return dict(read_front_matter(files[CARD].decode())) if CARD in files else {}

@@ -31,9 +31,10 @@ from gemmafile.files.tensors import MAX_DIMS, MAX_TENSOR_NAME_BYTES
 __all__ = ["Typed", "write_gguf", "write_split"]
 
 Block: TypeAlias = bytes | bytearray | memoryview | np.ndarray[Any, np.dtype[Any]]
-Tensor: TypeAlias = tuple[str, Format | str, Sequence[int], Block | Callable[[], Block]]
+Data: TypeAlias = Block | Callable[[], Block | Iterator[Block]]
+Tensor: TypeAlias = tuple[str, Format | str, Sequence[int], Data]
 """Name, format, shape in NumPy order, data: the blocks as bytes, or numbers of the format's own dtype,
-or a function that returns them, called when the tensor's turn comes."""
+or a function that returns them, whole or piece by piece, called when the tensor's turn comes."""
 
 # BF16 has no NumPy dtype: its bits are given as uint16.
 _DTYPES = {
@@ -55,7 +56,7 @@ class _Entry:
     name: str
     format: Format
     shape: tuple[int, ...]
-    data: Block | Callable[[], Block]
+    data: Data
     offset: int
     n_bytes: int
 
@@ -91,7 +92,9 @@ def write_gguf(
     with _replace_file(Path(path)) as file:
         _write_padded(file, b"".join(head), alignment)
         for entry in entries:
-            _write_padded(file, _read_data(entry), alignment)
+            for block in _read_data(entry):
+                file.write(block)
+            file.write(bytes(-entry.n_bytes % alignment))
 
 
 def write_split(
@@ -142,9 +145,21 @@ def _place_tensors(tensors: Iterable[Tensor], alignment: int) -> list[_Entry]:
     return entries
 
 
-def _read_data(entry: _Entry) -> memoryview:
+def _read_data(entry: _Entry) -> Iterator[memoryview]:
     """The tensor's bytes, not copied where the caller's own will do."""
     data = entry.data() if callable(entry.data) else entry.data
+    n_bytes = 0
+    for piece in data if isinstance(data, Iterator) else [data]:
+        block = _to_bytes(entry, piece)
+        n_bytes += block.nbytes
+        if n_bytes > entry.n_bytes:
+            break
+        yield block
+    if n_bytes != entry.n_bytes:
+        raise ValueError(f"tensor {entry.name!r}: has {n_bytes} bytes, its shape takes {entry.n_bytes}")
+
+
+def _to_bytes(entry: _Entry, data: Block) -> memoryview:
     if isinstance(data, np.ndarray):
         if data.dtype != np.uint8:
             dtype = np.dtype(_DTYPES.get(entry.format.name, np.uint8))
@@ -152,10 +167,7 @@ def _read_data(entry: _Entry) -> memoryview:
                 raise ValueError(f"tensor {entry.name!r}: {data.dtype} is not {entry.format.name}")
             data = data.astype(dtype, copy=False)
         data = np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
-    block = memoryview(data).cast("B")
-    if block.nbytes != entry.n_bytes:
-        raise ValueError(f"tensor {entry.name!r}: has {block.nbytes} bytes, its shape takes {entry.n_bytes}")
-    return block
+    return memoryview(data).cast("B")
 
 
 def _write_padded(file: BinaryIO, data: bytes | memoryview, alignment: int) -> None:

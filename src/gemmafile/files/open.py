@@ -4,6 +4,7 @@ model.gguf · model-00001-of-00003.gguf      a GGUF, whole or split
 model.llamafile · archive.zip               one that lies in an archive, behind whatever head
 archive.zip@name.gguf                       the one of that name
 ollama:gemma2:2b                            one that ollama has downloaded
+./gemma-2-2b-it                             a Hugging Face checkpoint: a folder of safetensors
 """
 
 from __future__ import annotations
@@ -38,6 +39,12 @@ def open_model(
 def _open(path: str | Path) -> ModelFile:
     if str(path).startswith(PREFIX):
         return open_gguf(find_ollama_blob(str(path)))
+    from gemmafile.files.huggingface.folder import find_folder
+
+    if (folder := find_folder(Path(path))) is not None:
+        from gemmafile.files.huggingface.checkpoint import Checkpoint
+
+        return Checkpoint(folder)
     bundle, member = find_archive(Path(path))
     return open_bundle(bundle, member) if bundle is not None else open_gguf(path)
 
