@@ -17,7 +17,8 @@ from tools.tiny_vocabulary import CHATML_TEMPLATE, GEMMA_TEMPLATE, bpe_vocabular
 HF_NAMES = {
     "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+    "attn_k_norm": "self_attn.k_norm", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
 }  # fmt: skip
 TWO_NORMS = {"ffn_norm": "post_attention_layernorm"}
 FOUR_NORMS = {
@@ -221,7 +222,9 @@ def spm_pipeline(vocab: Mapping[str, int], merges: list[list[str]]) -> dict[str,
     texts = [{"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB")]
     return {
         "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
-        "pre_tokenizer": {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False},
+        "pre_tokenizer": {
+            "type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False,
+        },
         "post_processor": {
             "type": "TemplateProcessing", "single": [bos, texts[0]], "pair": [bos, texts[0], bos, texts[1]],
             "special_tokens": {"<bos>": {"id": "<bos>", "ids": [vocab["<bos>"]], "tokens": ["<bos>"]}},
@@ -229,7 +232,8 @@ def spm_pipeline(vocab: Mapping[str, int], merges: list[list[str]]) -> dict[str,
         "decoder": {
             "type": "Sequence",
             "decoders": [
-                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+                *[{"type": "ByteFallback"}, {"type": "Fuse"}],
             ],
         },
         "model": {

@@ -89,7 +89,8 @@ def _check_finite(piece: Bytes, name: str) -> None:
 def round_bf16(values: np.ndarray) -> np.ndarray:
     """float32 -> bfloat16 bits uint16, to the nearest, ties to even."""
     bits = values.view("<u4")
-    return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype("<u2")
+    rounded: np.ndarray = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype("<u2")
+    return rounded
 
 
 def quantize_q8_0(values: np.ndarray) -> Bytes:

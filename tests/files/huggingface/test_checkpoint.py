@@ -139,6 +139,11 @@ def _patch_header(folder: Path, change: Callable[[dict], object]) -> None:
     path.write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + n :])
 
 
+def _append(folder: Path, more: bytes) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes() + more)
+
+
 def _pickle(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x02}q\x00.")
@@ -169,7 +174,8 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "zip named safetensors": (lambda f: (f / "model.safetensors").write_bytes(b"PK\x03\x04" + bytes(99)), "ZIP"),
     "empty": (lambda f: (f / "model.safetensors").write_bytes(b""), "empty"),
     "cut": (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-9]), "cut short"),
-    "longer": (lambda f: (f / "model.safetensors").open("ab").write(b"x"), "behind the last tensor"),
+    "longer": (
+        lambda f: _append(f, b"x"), "behind the last tensor"),
     "huge header": (
         lambda f: (f / "model.safetensors").write_bytes((1 << 60).to_bytes(8, "little") + b"{}"), "do not fit"),
     "deep header": (

@@ -146,7 +146,7 @@ def _kind_of(place: int, word: str, n_weights: int) -> str:
 
 
 def _spell(word: str, kind: str) -> str:
-    """Formats and sizes in capitals: 27b is 27B, bloom's 7b1 is 7.1B. What only looks like a size keeps a small letter."""
+    """Formats and sizes in capitals: 27b is 27B, 7b1 is 7.1B. What only looks like a size gets a small letter."""
     if kind == "format":
         return word.upper()
     if kind == "finetune" and _SIZE.fullmatch(word) and any(c.isdecimal() for c in word):
@@ -178,10 +178,9 @@ def to_title(name: str) -> str:
 
 def size_label(n_weights: int) -> str:
     """ "27B", "2.6B", "270M": two digits at least."""
-    for limit, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (0.0, "K")):
-        if n_weights > limit:
-            break
-    scaled = n_weights * {"T": 1e-12, "B": 1e-9, "M": 1e-6, "K": 1e-3}[letter]
+    units = ((1e12, 1e-12, "T"), (1e9, 1e-9, "B"), (1e6, 1e-6, "M"), (-1.0, 1e-3, "K"))
+    factor, letter = next((factor, letter) for limit, factor, letter in units if n_weights > limit)
+    scaled = n_weights * factor
     digits = max(2 - len(str(round(scaled)).lstrip("0")), 0)
     return f"{scaled:.{digits}f}{letter}"
 

@@ -27,7 +27,7 @@ _ID_KEYS: Final = {
 
 
 def special_keys(folder: Folder, tables: Mapping[str, dict[str, Any] | None], n_vocab: int | None) -> dict[str, Typed]:
-    """`tables`  tokenizer.json and tokenizer_config.json, None where missing · `n_vocab`  ids from here on are dropped"""
+    """`tables`  tokenizer.json and tokenizer_config.json, None where missing · `n_vocab`  larger ids are dropped"""
     tokenizer, config = tables["tokenizer.json"], tables["tokenizer_config.json"]
     kinds = ["bos", "eos", "unk", "sep", "pad", "cls", "mask"]
     config = None if config is None else dict(config)
@@ -71,7 +71,7 @@ def _added_ids(tokenizer: dict[str, Any] | None) -> dict[str, int]:
 
 
 def _flags_of_processor(tokenizer: dict[str, Any], config: dict[str, Any] | None, kinds: list[str]) -> dict[str, bool]:
-    """What the post-processor puts before, behind and between texts. May name tokens in `config`, and add to `kinds`."""
+    """What the post-processor puts around and between texts. May name tokens in `config`, and add to `kinds`."""
     flags: dict[str, bool] = {}
     processor = tokenizer.get("post_processor")
     if not isinstance(processor, dict):

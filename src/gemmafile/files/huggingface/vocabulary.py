@@ -156,16 +156,14 @@ def _check_model(path: Path, table: dict[str, Any]) -> _Model:
     tokens = {_check_id(path, i): text for text, i in vocab.items()}
     if len(tokens) < len(vocab):
         raise BadFile(path, "has two tokens of one id", field="model, vocab")
-    pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in _iterables(path, merges)]
-    if not all(len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], str) for pair in pairs):
-        raise BadFile(path, "holds what is no pair of texts", field="model, merges")
-    return _Model(tokens, pairs)
+    return _Model(tokens, [_check_merge(path, merge) for merge in merges])
 
 
-def _iterables(path: Path, merges: list[Any]) -> list[Any]:
-    if not all(isinstance(merge, (str, list)) for merge in merges):
-        raise BadFile(path, "holds what is no pair of texts", field="model, merges")
-    return merges
+def _check_merge(path: Path, merge: Any) -> tuple[str, str]:
+    pair = merge.split(" ") if isinstance(merge, str) else merge
+    if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], str) or not isinstance(pair[1], str):
+        raise BadFile(path, f"{quote(str(merge))} is no pair of texts", field="model, merges")
+    return pair[0], pair[1]
 
 
 def _from_json(folder: Folder, n_vocab: int, table: dict[str, Any], model: _Model) -> _Tokens:
