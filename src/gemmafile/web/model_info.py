@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gemmafile import __version__
 from gemmafile.errors import BadFile, GemmafileError
-from gemmafile.pack.card import GEMMA_LICENCE, GEMMA_NOTICE, read_front_matter
+from gemmafile.files.card import read_front_matter
+from gemmafile.pack.card import GEMMA_LICENCE, GEMMA_NOTICE
 from gemmafile.settings import SamplingSettings
 from gemmafile.web.prompts import CardTemplates, derive_templates, find_trained_format
 
