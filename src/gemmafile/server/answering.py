@@ -28,6 +28,7 @@ from gemmafile.engine.sampling_options import check_sampling
 from gemmafile.server.client import JobStream
 from gemmafile.server.door import Door
 from gemmafile.server.errors import ApiError, as_api_error, bad_request, context_overflow
+from gemmafile.server.filters import Refused
 from gemmafile.server.log import Record, current
 from gemmafile.settings import SamplingSettings
 
@@ -196,6 +197,45 @@ def submit(door: Door, ask: Ask) -> JobStream:
 
 async def answer(door: Door, ask: Ask) -> AsyncGenerator[Event, None]:
     """The events of one answer. Raises ApiError; closing it cancels the job."""
+    if not door.filters:
+        async with aclosing(_answer(door, ask)) as events:
+            async for event in events:
+                yield event
+        return
+    if ask.n_probs > 0 or ask.sampling.n_probs > 0 or ask.score_prompt:
+        raise bad_request("this server filters answers: it does not tell the probabilities of their tokens", "n_probs")
+    if ask.token_ids:
+        check_ask(door, ask)
+        ask = replace(ask, token_ids=await _somewhere(lambda: door.filters.change_ids(ask.token_ids), LONG_TEXT + 1))
+    async with aclosing(_filtered(door, ask)) as events:
+        async for event in events:
+            yield event
+
+
+async def _filtered(door: Door, ask: Ask) -> AsyncGenerator[Event, None]:
+    """An answer as the filters let it through: text without the tokens it was made of."""
+    shown = door.filters.start_answer()
+    n_seen = 0
+    async with aclosing(_answer(door, ask)) as events:
+        async for event in events:
+            try:
+                if isinstance(event, TextPiece):
+                    n_seen += event.token_id is not None
+                    if text := shown.push(event.text):
+                        yield TextPiece(text)
+                    continue
+                if isinstance(event, Finished):
+                    if text := shown.flush():
+                        yield TextPiece(text)
+                    event = replace(event, token_ids=[])
+            except Refused:
+                n_prompt = len(ask.token_ids)
+                yield Finished("content_filter", "filter", None, n_prompt, 0, n_seen, llamacpp_timings(Timings()))
+                return
+            yield event
+
+
+async def _answer(door: Door, ask: Ask) -> AsyncGenerator[Event, None]:
     stream = submit(door, ask)
     decoder = door.tokenizer.stream(ask.special, at_start=False)
     stops = StopStrings(ask.stop)

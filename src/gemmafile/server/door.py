@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemmafile.errors import BadSettings
 from gemmafile.server.body import Limits
+from gemmafile.server.filters import Chain, load_filters
 from gemmafile.server.metrics import Metrics
 from gemmafile.settings import RunSettings, SamplingSettings, ServeSettings
 
@@ -82,6 +83,11 @@ class Door:
     def n_context(self) -> int:
         """Positions of one sequence: the engine's, once it is there."""
         return self.client.info.n_ctx if self.client.info is not None else self.model.config.n_context
+
+    @cached_property
+    def filters(self) -> Chain:
+        """What --filter asks for. Raises BadSettings."""
+        return Chain(load_filters(self.settings.filters), self.tokenizer)
 
     @cached_property
     def limits(self) -> Limits:
