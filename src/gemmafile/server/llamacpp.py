@@ -36,7 +36,6 @@ def routes(door: Door) -> list[BaseRoute]:
         ("/health", native.health, ["GET"]),
         ("/v1/health", native.health, ["GET"]),
         ("/props", native.props, ["GET"]),
-        ("/props", native.change_props, ["POST"]),
         ("/completion", native.completion, ["POST"]),
         ("/completions", native.completion, ["POST"]),
         ("/tokenize", native.tokenize, ["GET", "POST"]),
@@ -47,7 +46,7 @@ def routes(door: Door) -> list[BaseRoute]:
         ("/slots", native.slots, ["GET"]),
         ("/slots/{slot}", native.change_slot, ["POST"]),
         ("/metrics", native.metrics, ["GET"]),
-        ("/lora-adapters", native.adapters, ["GET", "POST"]),
+        ("/lora-adapters", native.adapters, ["GET"]),
         ("/flagz", native.flagz, ["GET"]),
         ("/slotz", native.slots, ["GET"]),
         *((path, native.not_here, ["POST"]) for path in _NOT_HERE),
@@ -118,9 +117,6 @@ class Native:
             self.door, Ask([], self.door.sampling, max_tokens=run.n_predict, stop=run.reverse_prompts)
         )
 
-    async def change_props(self, request: Request) -> Response:
-        raise ApiError(501, "properties are given by flags when the server is started, and stay")
-
     async def metrics(self, request: Request) -> Response:
         if not self.door.settings.metrics:
             raise ApiError(501, "This server does not support metrics endpoint. Start it with `--metrics`")
@@ -135,8 +131,6 @@ class Native:
         return Json({"model": self.door.model_name, "prompt": self.door.system or "", "is_base_model": False, **found})
 
     async def adapters(self, request: Request) -> Response:
-        if request.method == "POST":
-            raise ApiError(501, "this engine has no adapters")
         return Json([])
 
     async def not_here(self, request: Request) -> Response:
@@ -158,7 +152,7 @@ class Native:
         for place, item in enumerate(content if isinstance(content, list) else [content]):
             if isinstance(item, str):
                 ids += self.door.tokenizer.encode(item, add_special and place == 0, parse_special)
-            elif isinstance(item, int) and not isinstance(item, bool):
+            elif isinstance(item, int) and not isinstance(item, bool) and 0 <= item < self.door.tokenizer.n_tokens:
                 ids.append(item)
             else:
                 raise fields.wrong("content", "a string, or a list of strings and token ids")
