@@ -340,14 +340,14 @@ async def _resume(first: T, events: AsyncGenerator[T, None]) -> AsyncGenerator[T
         await events.aclose()
 
 
-async def merge(answers: Sequence[AsyncGenerator[Event, None]]) -> AsyncGenerator[tuple[int, Event], None]:
+async def merge(answers: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[tuple[int, T], None]:
     """The events of several answers as they come, each with the number of its answer; an error of one ends them all."""
     if len(answers) == 1:
         async with aclosing(answers[0]) as only:
             async for event in only:
                 yield 0, event
         return
-    events: asyncio.Queue[tuple[int, Event] | Exception | None] = asyncio.Queue()
+    events: asyncio.Queue[tuple[int, T] | Exception | None] = asyncio.Queue()
 
     async def pump(number: int) -> None:
         try:

@@ -14,9 +14,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from gemmafile.server.answering import Finished, begin, stream_until_disconnect, until_disconnect
+from gemmafile.server.answering import Finished, begin, merge, stream_until_disconnect, until_disconnect
 from gemmafile.server.body import Fields, read_json
-from gemmafile.server.choices import merge
 from gemmafile.server.errors import ApiError, bad_request, error_body
 from gemmafile.server.json_response import Json
 from gemmafile.server.openai_requests import MOST_TOKENS, read_format, read_options, read_stops, read_variables
@@ -87,7 +86,7 @@ def read_turn(fields: Fields, door: Door) -> Turn:
         messages,
         read_sampling(fields, door),
         fields.whole("max_tokens", 1, 1, MOST_TOKENS),
-        read_stops(fields, "stop_sequences"),
+        read_stops(fields, door, "stop_sequences"),
         tools,
         choice,
         several,

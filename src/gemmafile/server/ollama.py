@@ -6,6 +6,7 @@ with the counts and the times in nanoseconds. A model has the name the server gi
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import hashlib
 import time
@@ -13,21 +14,30 @@ from collections.abc import AsyncGenerator, Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from gemmafile.server.answering import Ask, Finished, begin, prompt_ids, stream_until_disconnect, until_disconnect
+from gemmafile.server.answering import (
+    Ask,
+    Finished,
+    begin,
+    merge,
+    prompt_ids,
+    stream_until_disconnect,
+    until_disconnect,
+)
 from gemmafile.server.anthropic import parse_arguments
 from gemmafile.server.body import Fields, read_json
-from gemmafile.server.choices import merge
+from gemmafile.server.embedding import as_list
 from gemmafile.server.errors import ApiError, bad_request
 from gemmafile.server.json_response import Json
 from gemmafile.server.ollama_requests import read_chat_turn, read_generate_turn, read_options, read_probs
 from gemmafile.server.openai_completions import read_prompts
+from gemmafile.server.openai_embeddings import unit_vectors
 from gemmafile.server.openai_shapes import chat_logprobs, to_json
 from gemmafile.server.turns import Call, Done, Prepared, Said, TurnEvent, Whole, prepare, take
-from gemmafile.server.vectors import embed, read_pooling
 
 if TYPE_CHECKING:
     from gemmafile.server.door import Door
@@ -80,7 +90,7 @@ def routes(door: Door) -> list[BaseRoute]:
         body = await read_json(request, door.limits)
         fields = Fields({**body, "model": body.get("model") or body.get("name")})
         _check_model(fields, door)
-        return Json(await show_model(door, fields.flag("verbose")))
+        return Json(await asyncio.to_thread(show_model, door, fields.flag("verbose")))
 
     async def version(request: Request) -> Response:
         return Json({"version": VERSION})
@@ -224,13 +234,13 @@ async def _embed(request: Request, door: Door, fields: Fields, name: str) -> dic
     ids = [each for _, each in await read_prompts(door, fields, name, parse_special=False)]
     if fields.flag("truncate", True):
         ids = [each[: door.n_context] for each in ids]
-    vectors = await until_disconnect(request.receive, embed(door, ids, read_pooling(door, fields), n_dims))
+    vectors = await until_disconnect(request.receive, unit_vectors(door, fields, ids, n_dims))
     return {
         "model": fields.text("model"),
-        "embeddings": [vector.values.tolist() for vector in vectors],
+        "embeddings": [as_list(vector) for vector in vectors],
         "total_duration": time.perf_counter_ns() - started_ns,
         "load_duration": 0,
-        "prompt_eval_count": sum(vector.n_tokens for vector in vectors),
+        "prompt_eval_count": sum(map(len, ids)),
     }
 
 
@@ -272,12 +282,20 @@ FILE_TYPES: Final[dict[Any, str]] = {
 """GGUF's general.file_type."""
 
 
-async def show_model(door: Door, verbose: bool) -> dict[str, Any]:
+def _as_list(value: Any) -> list[Any]:
+    """An array of the metadata as JSON has it: of strings, of numbers, or of arrays."""
+    if isinstance(value, np.ndarray):
+        numbers: list[Any] = value.tolist()
+        return numbers
+    return [item if isinstance(item, str) else _as_list(item) for item in value]
+
+
+def show_model(door: Door, verbose: bool) -> dict[str, Any]:
     """/api/show. `verbose`: the vocabulary too."""
     metadata = door.model.metadata
     lists = {key: value for key in metadata if not isinstance(value := metadata[key], (str, int, float, bool))}
     info = {key: metadata[key] for key in metadata if key not in lists}
-    info |= {key: list(value) if verbose else None for key, value in lists.items()}
+    info |= {key: _as_list(value) if verbose else None for key, value in lists.items()}
     defaults = door.sampling
     named = {"temperature": defaults.temperature, "top_k": defaults.top_k, "top_p": defaults.top_p}
     parameters = "\n".join(f"{name:<30} {value}" for name, value in named.items())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from gemmafile.server.body import Fields
 from gemmafile.server.constraints import close_objects
 from gemmafile.server.errors import ApiError, bad_request
-from gemmafile.server.openai_requests import MOST_STOPS, MOST_TOKENS, MOST_TOP, read_tools
+from gemmafile.server.openai_requests import MOST_TOKENS, MOST_TOP, read_stops, read_tools
 from gemmafile.server.sampling_fields import read_sampling
 from gemmafile.server.turns import Turn
 
@@ -29,7 +29,7 @@ def read_options(fields: Fields, door: Door) -> tuple[SamplingSettings, int, lis
     sampling = read_sampling(options, door)
     options = Fields(values, "options.")
     n_predict = options.whole("num_predict", door.run.n_predict, -2, MOST_TOKENS)
-    return sampling, n_predict, [text for text in options.texts("stop", MOST_STOPS) if text]
+    return sampling, n_predict, read_stops(options, door)
 
 
 def read_probs(fields: Fields) -> int | None:

@@ -6,7 +6,6 @@ In: a request's JSON. Out: a chat.completion, or its chunks as server-sent event
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
@@ -14,19 +13,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from gemmafile.server.answering import Progress, begin, stream_until_disconnect, until_disconnect
+from gemmafile.server.answering import Progress, begin, merge, stream_until_disconnect, until_disconnect
 from gemmafile.server.body import Fields, read_json
-from gemmafile.server.choices import merge
 from gemmafile.server.json_response import Json
 from gemmafile.server.openai_requests import MOST_CHOICES, read_chat
 from gemmafile.server.openai_shapes import (
     DONE,
+    Clock,
     chat_logprobs,
     event,
     fingerprint,
     make_id,
     now,
-    prompt_progress,
     show_stream_error,
     usage_of,
 )
@@ -59,8 +57,8 @@ def routes(door: Door) -> list[BaseRoute]:
 async def answer_chat(door: Door, request: Request, fields: Fields) -> Response:
     turn, n_top = read_chat(fields, door)
     n = fields.whole("n", 1, 1, MOST_CHOICES)
-    shape = Shape(door, fields, n_top)
     prepared = await prepare(door, turn)
+    shape = Shape(door, fields, n_top, prepared.n_prompt)
     choices = [with_seed(prepared, number) for number in range(n)]
     events = await begin(merge([take(door, choice) for choice in choices]))
     if fields.flag("stream"):
@@ -80,8 +78,8 @@ def with_seed(prepared: Prepared, number: int) -> Prepared:
 class Shape:
     """How the answer to one request is written: what all its chunks share."""
 
-    def __init__(self, door: Door, fields: Fields, n_top: int | None):
-        self.door, self.n_top = door, n_top
+    def __init__(self, door: Door, fields: Fields, n_top: int | None, n_prompt: int):
+        self.door, self.n_top, self.n_prompt = door, n_top, n_prompt
         options = Fields(fields.object("stream_options") or {}, "stream_options.")
         self.with_usage = options.flag("include_usage")
         self.with_progress = fields.flag("return_progress")
@@ -92,7 +90,6 @@ class Shape:
             "model": fields.text("model") or door.model_name,
             "system_fingerprint": fingerprint(door),
         }
-        self.started_s = time.perf_counter()
 
     # --- all at once ---------------------------------------------------------------------------------------------
 
@@ -121,14 +118,16 @@ class Shape:
 
     async def stream(self, events: AsyncGenerator[tuple[int, TurnEvent], None], n: int) -> AsyncGenerator[bytes, None]:
         done: list[Done] = []
+        clocks = [Clock(self.n_prompt) for _ in range(n)]
         try:
             for number in range(n):
                 yield self._chunk(number, {"role": "assistant", "content": ""})
             async for number, item in events:
                 match item:
                     case Said():
+                        timings = clocks[number].wrote(len(item.tokens))
                         if item.text or self.n_top is not None:
-                            yield self._said(number, item)
+                            yield self._said(number, item, timings)
                     case CallBegun():
                         function = {"name": item.name, "arguments": ""}
                         call = {"index": item.index, "id": item.id, "type": "function", "function": function}
@@ -142,8 +141,9 @@ class Shape:
                         more = {"timings": item.finished.timings} if len(done) == n else {}
                         yield self._chunk(number, {}, reason=item.reason, **more)
                     case Progress():
+                        progress = clocks[number].read(item)
                         if self.with_progress:
-                            yield self._chunk(number, {}, prompt_progress=prompt_progress(item, self.started_s))
+                            yield self._chunk(number, {}, prompt_progress=progress)
             if self.with_usage:
                 usage = usage_of([each.finished for each in done])
                 yield event({**self._head(), "choices": [], "usage": usage, "timings": done[0].finished.timings})
@@ -151,9 +151,10 @@ class Shape:
         finally:
             await events.aclose()
 
-    def _said(self, number: int, item: Said) -> bytes:
+    def _said(self, number: int, item: Said, timings: dict[str, Any]) -> bytes:
         logprobs = None if self.n_top is None else chat_logprobs(self.door.tokenizer, item.tokens, self.n_top)
-        return self._chunk(number, {"content": item.text}, logprobs)
+        more: dict[str, Any] = {"timings": timings} if self.with_timings else {}
+        return self._chunk(number, {"content": item.text}, logprobs, **more)
 
     def _head(self) -> dict[str, Any]:
         return {**self.head, "object": "chat.completion.chunk"}

@@ -22,12 +22,12 @@ from gemmafile.server.answering import (
     TextPiece,
     answer,
     begin,
+    merge,
     prompt_ids,
     stream_until_disconnect,
     until_disconnect,
 )
 from gemmafile.server.body import Fields, read_json
-from gemmafile.server.choices import merge
 from gemmafile.server.constraints import check_constraint, check_schema
 from gemmafile.server.errors import bad_request
 from gemmafile.server.json_response import Json
@@ -126,7 +126,7 @@ async def read_wish(door: Door, fields: Fields) -> Wish:
     make = dataclasses.replace(
         Ask([], sampling, **read_options(fields)),
         max_tokens=read_max_tokens(fields, DEFAULT_TOKENS, "max_tokens", "max_completion_tokens", "n_predict"),
-        stop=read_stops(fields),
+        stop=read_stops(fields, door),
         score_prompt=echo and n_top is not None,
     )
     prompts = [(text, dataclasses.replace(make, token_ids=ids)) for text, ids in await read_prompts(door, fields)]

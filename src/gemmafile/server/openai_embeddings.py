@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from gemmafile.engine.jobs import POOLINGS
 from gemmafile.server.answering import until_disconnect
 from gemmafile.server.body import Fields, read_json
-from gemmafile.server.errors import ApiError
+from gemmafile.server.embedding import Vector, as_list, embed, normalize
+from gemmafile.server.errors import ApiError, bad_request
 from gemmafile.server.json_response import Json
 from gemmafile.server.openai_completions import read_prompts
-from gemmafile.server.vectors import embed, read_pooling
 
 if TYPE_CHECKING:
     from gemmafile.server.door import Door
@@ -26,16 +28,11 @@ def routes(door: Door) -> list[BaseRoute]:
         n_dims = fields.optional_whole("dimensions", 1)
         prompts = await read_prompts(door, fields, "input", parse_special=False)
         ids = [each for _, each in prompts]
-        made = embed(door, ids, read_pooling(door, fields), n_dims)
-        vectors = await until_disconnect(request.receive, made)
-        n_tokens = sum(vector.n_tokens for vector in vectors)
+        vectors = await until_disconnect(request.receive, unit_vectors(door, fields, ids, n_dims))
+        n_tokens = sum(map(len, ids))
         data = [
-            {
-                "object": "embedding",
-                "index": place,
-                "embedding": vector.as_base64() if form == "base64" else vector.values.tolist(),
-            }
-            for place, vector in enumerate(vectors)
+            {"object": "embedding", "index": place, "embedding": to_base64(v) if form == "base64" else as_list(v)}
+            for place, v in enumerate(vectors)
         ]
         usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
         return Json({"object": "list", "data": data, "model": fields.text("model") or door.model_name, "usage": usage})
@@ -56,6 +53,19 @@ def routes(door: Door) -> list[BaseRoute]:
         Route("/v1/models/{name:path}", one_model, methods=["GET"]),
         Route("/models/{name:path}", one_model, methods=["GET"]),
     ]
+
+
+async def unit_vectors(door: Door, fields: Fields, inputs: list[list[int]], n_dims: int | None) -> list[Vector]:
+    """Pooled as the request's `pooling` says, cut to `n_dims` numbers, of length 1. Raises ApiError."""
+    n_embd = door.model.config.embedding_dim
+    if n_dims is not None and n_dims > n_embd:
+        raise bad_request(f"dimensions is {n_dims}: this model's vectors have {n_embd}", "dimensions")
+    pooling = fields.choice("pooling", POOLINGS)
+    return [normalize(vector[:n_dims]) for vector in await embed(door, inputs, pooling)]
+
+
+def to_base64(vector: Vector) -> str:
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode()
 
 
 def describe_model(door: Door) -> dict[str, Any]:

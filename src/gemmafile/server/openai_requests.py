@@ -38,8 +38,9 @@ def read_options(fields: Fields) -> dict[str, Any]:
     return options
 
 
-def read_stops(fields: Fields, name: str = "stop") -> list[str]:
-    return [text for text in fields.texts(name, most=MOST_STOPS) if text]
+def read_stops(fields: Fields, door: Door, name: str = "stop") -> list[str]:
+    """The request's stop strings, else those that the server was started with (-r)."""
+    return [text for text in fields.texts(name, most=MOST_STOPS) if text] or door.run.reverse_prompts
 
 
 def read_max_tokens(fields: Fields, default: int, *names: str) -> int:
@@ -140,7 +141,7 @@ def read_chat(fields: Fields, door: Door) -> tuple[Turn, int | None]:
         fields.items("messages"),
         sampling,
         read_max_tokens(fields, door.run.n_predict, "max_completion_tokens", "max_tokens", "n_predict"),
-        read_stops(fields),
+        read_stops(fields, door),
         tools,
         choice,
         fields.flag("parallel_tool_calls"),

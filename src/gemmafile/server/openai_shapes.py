@@ -10,6 +10,9 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from gemmafile.engine.jobs import Timings
+from gemmafile.server.answering import llamacpp_timings
+
 if TYPE_CHECKING:
     from gemmafile.engine.jobs import Progress
     from gemmafile.server.answering import Finished, TextPiece
@@ -67,10 +70,28 @@ def usage_of(finished: Sequence[Finished], n_answers: int | None = None) -> dict
     }
 
 
-def prompt_progress(progress: Progress, started_s: float) -> dict[str, Any]:
-    """llama.cpp's `prompt_progress`."""
-    ms = int(1000 * (time.perf_counter() - started_s))
-    return {"total": progress.total, "cache": progress.cached, "processed": progress.done, "time_ms": ms}
+class Clock:
+    """`timings` of an answer that is still coming, by the clock of this process."""
+
+    def __init__(self, n_prompt: int):
+        self.started_s = time.perf_counter()
+        self._n_prompt, self._n_cached, self._n_predicted = n_prompt, 0, 0
+        self._first_s: float | None = None
+
+    def read(self, progress: Progress) -> dict[str, Any]:
+        """llama.cpp's `prompt_progress`."""
+        self._n_cached = progress.cached
+        ms = int(1000 * (time.perf_counter() - self.started_s))
+        return {"total": progress.total, "cache": progress.cached, "processed": progress.done, "time_ms": ms}
+
+    def wrote(self, n_tokens: int) -> dict[str, Any]:
+        """llama.cpp's `timings` so far."""
+        now_s = time.perf_counter()
+        first_s = self._first_s = self._first_s or now_s
+        self._n_predicted += n_tokens
+        prompt_ms, predicted_ms = 1000 * (first_s - self.started_s), 1000 * (now_s - first_s)
+        n_read = self._n_prompt - self._n_cached
+        return llamacpp_timings(Timings(self._n_cached, n_read, prompt_ms, self._n_predicted, predicted_ms))
 
 
 # --- log-probabilities ------------------------------------------------------------------------------------------------

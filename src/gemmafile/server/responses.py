@@ -14,9 +14,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from gemmafile.server.answering import Finished, begin, stream_until_disconnect, until_disconnect
+from gemmafile.server.answering import Finished, begin, merge, stream_until_disconnect, until_disconnect
 from gemmafile.server.body import Fields, read_json
-from gemmafile.server.choices import merge
 from gemmafile.server.errors import ApiError, bad_request
 from gemmafile.server.json_response import Json
 from gemmafile.server.openai_requests import (
@@ -87,7 +86,7 @@ def read_turn(fields: Fields, door: Door) -> tuple[Turn, int | None]:
     )
     schema = None if wanted is None else read_format(wanted, "text.format")
     turn = Turn(
-        messages, sampling, n_most, read_stops(fields), tools, choice, fields.flag("parallel_tool_calls"), schema,
+        messages, sampling, n_most, read_stops(fields, door), tools, choice, fields.flag("parallel_tool_calls"), schema,
         read_variables(fields), read_options(fields),
     )  # fmt: skip
     return turn, n_top if shows else None

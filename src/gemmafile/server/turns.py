@@ -99,6 +99,8 @@ TurnEvent: TypeAlias = Progress | Said | CallBegun | CallArguments | Done
 async def prepare(door: Door, turn: Turn) -> Prepared:
     """Raises ApiError for what is wrong with the messages, the tools or the schema."""
     messages = read_messages(turn.messages)
+    if door.system and all(message["role"] != "system" for message in messages):
+        messages = [{"role": "system", "content": door.system}, *messages]
     tools = [] if turn.choice.mode == "none" else turn.tools
     variables = dict(turn.variables)
     form: CallForm | None = None
