@@ -20,6 +20,8 @@ from gemmafile.errors import BadSettings, GemmafileError, nearest
 COMMANDS = {
     "run": ("gemmafile.cli.run", "chat with a model, or let it go on from a text (the default command)"),
     "serve": ("gemmafile.cli.serve", "offer a chat page and the APIs of OpenAI, llama.cpp, ollama and Anthropic"),
+    "chat": ("gemmafile.cli.chat", "chat with a model here, or with one that a server offers (--connect URL)"),
+    "service": ("gemmafile.cli.service", "a unit for systemd or launchd that keeps a server running"),
     "inspect": ("gemmafile.cli.inspect", "what a model file holds"),
     "bench": ("gemmafile.cli.bench", "how fast a model runs here, beside the machine's limits"),
     "kernels": ("gemmafile.cli.kernels", "machine code: what there is, and compiling it for other CPUs"),

@@ -22,6 +22,7 @@ OWN = {
     "--licence": ("license", ""),
     "--card": ("card", "the model card"),
     "--model-card": ("card", ""),
+    "--service": ("service", "a unit for systemd or launchd that serves this file"),
     "--version": ("version", "versions of file, engine and Python"),
 }
 """Flags that are about the file itself: flag -> (what is done, in words)"""
@@ -54,6 +55,8 @@ def main(path: str, index: dict[str, Any], words: list[str], cache: str, unseale
     action = OWN[own][0]
     if action in ("inspect", "verify", "extract", "doctor"):
         return command_line.main_of_packed(path, lambda: [action, path, *rest])
+    if action == "service":
+        return command_line.main_of_packed(path, lambda: service(path, rest))
     show: dict[str, Callable[[str, dict[str, Any]], str]] = {"license": licences, "card": card, "version": version}
     return command_line.main_of_packed(path, lambda: show[action](path, index))
 
@@ -132,6 +135,14 @@ def licences(path: str, index: dict[str, Any]) -> str:
 def card(path: str, index: dict[str, Any]) -> str:
     raw = read_part(path, index, "README.md")
     return raw.decode() if raw is not None else "there is no model card in this file\n"
+
+
+def service(path: str, words: list[str]) -> str:
+    from gemmafile.cli.service import KINDS, absolute_paths, unit
+
+    kind = next((word for word in words if word in KINDS), "--launchd" if sys.platform == "darwin" else "--systemd")
+    file = os.path.abspath(path)
+    return unit(kind, ["/bin/sh", file, *absolute_paths([word for word in words if word not in KINDS])])
 
 
 def version(path: str, index: dict[str, Any]) -> str:

@@ -146,7 +146,7 @@ class Chat:
         """Runs a command. Raises GemmafileError for one there is not, naming the nearest."""
         if name not in COMMANDS:
             raise GemmafileError(f"there is no command /{name}{nearest(name, COMMANDS)}; /help lists them")
-        COMMANDS[name][1](self, argument)
+        getattr(self, COMMANDS[name][1].__name__)(argument)
 
     def help(self, argument: str) -> None:
         for name, (text, _) in COMMANDS.items():
