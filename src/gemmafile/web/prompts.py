@@ -194,7 +194,8 @@ def find_trained_format(chat: ChatTemplate) -> TrainedFormat:
     except GemmafileError:
         return TrainedFormat("user", "assistant")
     bos_id = chat.tokenizer.bos_id
-    has_bos = bos_id is not None and text.startswith(chat.tokenizer.token_text(bos_id))
+    bos = None if bos_id is None else chat.tokenizer.token_text(bos_id)
+    has_bos = bos is not None and text.startswith(bos)
     places = [text.find(probe) for probe in _PROBES]
     if min(places) < 0:
         return TrainedFormat("user", "assistant", has_bos=has_bos)
@@ -208,6 +209,8 @@ def find_trained_format(chat: ChatTemplate) -> TrainedFormat:
     if not (newline and bot.isidentifier() and user.isidentifier()):
         names = [name if name.isidentifier() else other for name, other in ((user, "user"), (bot, "assistant"))]
         return TrainedFormat(names[0], names[1], has_bos=has_bos)
+    if bos is not None and opening.startswith(bos):  # ChatML: BOS is what opens a turn
+        has_bos = False
     return TrainedFormat(user, bot, opening, middle, closing, has_bos)
 
 

@@ -27,7 +27,7 @@ from gemmafile.server.door import Door
 from gemmafile.server.errors import ApiError, bad_request
 from gemmafile.server.json_response import Json
 from gemmafile.web import documents, render
-from gemmafile.web.assets import POLICY, find_asset
+from gemmafile.web.assets import POLICY, asset_names, find_asset
 from gemmafile.web.model_info import Papers, describe, describe_papers, read_papers
 from gemmafile.web.plain import plain_routes
 from gemmafile.web.prompts import CardTemplates, build_prompt
@@ -71,7 +71,8 @@ class Page:
         return _send_asset(request, "index.html")
 
     async def asset(self, request: Request) -> Response:
-        return _send_asset(request, request.path_params["name"])
+        name = request.path_params["name"]
+        return _send_asset(request, name if name in asset_names() else "")
 
     async def papers(self) -> Papers:
         if self._papers is None:
