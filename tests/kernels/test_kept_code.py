@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from gemmafile.kernels import kept, targets
+from gemmafile.pack.confine import has_seccomp
 
 NAME = "pointwise.add"
 
@@ -109,7 +110,7 @@ print(len(kernel_addresses(names, print)), "numba" in sys.modules)
 
 def test_several_kernels_are_compiled_by_others(tmp_path: Path) -> None:
     """The process itself stays without the compiler's hundreds of megabytes."""
-    assert run(SEVERAL, tmp_path).splitlines() == ["compiling 4 kernels for this CPU (once)", "4 False"]
+    assert run(SEVERAL, tmp_path).splitlines() == ["compiling kernels for this CPU (once)", "4 False"]
     assert run(SEVERAL, tmp_path).splitlines() == ["4 False"]
 
 
@@ -268,3 +269,30 @@ def test_without_a_compiler_all_must_be_there_at_once(monkeypatch: pytest.Monkey
     monkeypatch.setattr(compile, "_has_numba", lambda: False)
     with pytest.raises(BadObject, match=r"no machine code for no\.such here"):
         compile.Kernels(["pointwise.add", "no.such"])
+
+
+CONFINED = """
+import os, sys
+from gemmafile.kernels import compile
+from gemmafile.pack import confine
+names = ["pointwise.add", "pointwise.softcap"]
+kernels = compile.Kernels(names, print)
+kernels.be_confined(names)
+confine.confine_calls(may_write=False)
+for name in names:
+    kernels[name]
+print(len(compile._compilers), "numba" in sys.modules)
+"""
+
+
+@pytest.mark.skipif(not has_seccomp(), reason="seccomp filters are for Linux on x86-64 and aarch64")
+def test_a_confined_process_has_its_kernels_compiled_and_kept_by_others(tmp_path: Path) -> None:
+    assert run(CONFINED, tmp_path).splitlines() == ["compiling kernels for this CPU (once)", "1 False"]
+    assert len(list(tmp_path.rglob("*.o"))) == 2
+    assert run(CONFINED, tmp_path).splitlines() == ["0 False"]
+
+
+def test_a_compiler_that_is_gone_is_done_without(tmp_path: Path) -> None:
+    killed = CONFINED.replace("confine.confine_calls(may_write=False)", "[c._end() for c in compile._compilers]")
+    assert run(killed, tmp_path).splitlines()[-1] == "1 True"
+    assert run(killed, tmp_path).splitlines()[-1] == "0 False"

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from gemmafile.model_api import Model
 
 _process = {"owned": False}
+_in_force: list[str] = []
+"""Words for people who ran into it: where this process may still write."""
+
 _last: list[Callable[[], None]] = []
 
 
@@ -44,8 +47,12 @@ def begin(plan: Plan, streams: Streams) -> None:
     if settings.private and not confine.landlock_version():
         os.environ["GEMMAFILE_CACHE"] = os.devnull
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the kernels have threads of their own
+    folders = writable(plan)
     try:
-        streams.detail(f"confined    {confine.confine_files(writable(plan))}")
+        streams.detail(f"confined    {confine.confine_files(folders)}")
+        if confine.landlock_version():
+            places = dict.fromkeys(map(str, folders[1:3]))
+            _in_force.append(f"only below {' and '.join(places)}" if places else "nowhere")
     except OSError as error:
         streams.say(f"files are not confined: {error.strerror}")
 
@@ -91,6 +98,15 @@ def complete(plan: Plan, model: Model, streams: Streams) -> None:
     may_write = not plan.run.private and sys.stdin.isatty()
     try:
         streams.detail(f"confined    {confine.confine_calls(may_write=may_write)}")
+        if not may_write and confine.has_seccomp():
+            _in_force.append("nowhere")
     except OSError as error:
         tell = streams.detail if error.errno == errno.ENOSYS else streams.say
         tell(f"connections and programs are not confined: {error.strerror}")
+
+
+def explain(error: OSError) -> str:
+    """Why a file could not be written, and what to do, where that is the confinement's doing; else ""."""
+    if not _in_force or error.errno not in (errno.EPERM, errno.EACCES):
+        return ""
+    return f" (the engine is confined and may write {_in_force[-1]}; --unsecure lets it write anywhere)"

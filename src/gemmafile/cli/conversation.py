@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gemmafile.cli import confinement
 from gemmafile.errors import GemmafileError
 
 if TYPE_CHECKING:
@@ -74,4 +75,5 @@ class Conversation:
             partial.write_text(text, encoding="utf-8")
             partial.replace(path)
         except OSError as error:
-            raise GemmafileError(f"{path}: cannot be written: {error.strerror or error}") from None
+            why = confinement.explain(error)
+            raise GemmafileError(f"{path}: cannot be written: {error.strerror or error}{why}") from None

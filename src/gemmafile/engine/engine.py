@@ -201,7 +201,7 @@ class Engine:
             logits = self.forward(sequence, [choice.token_id])
 
     def prepare(self) -> None:
-        """Have ready all that later passes would compile."""
+        """Be ready for this process to be confined (see Backend.prepare)."""
         self.backend.prepare()
 
     def close(self) -> None:

@@ -30,7 +30,7 @@ class Backend(Protocol):
         """As `run`, without the output matrix: the hidden state after the last norm, float32[n_outputs, E]."""
 
     def prepare(self) -> None:
-        """Have ready whatever a later pass would compile or read from files."""
+        """The process is about to be confined: start now whatever processes a later pass will need."""
 
     def close(self) -> None: ...
 

@@ -7,11 +7,13 @@ Several private parts of Numba are used; its version is pinned, and the tests ru
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import hashlib
 import importlib
 import os
 import pkgutil
+import signal
 import struct
 import subprocess
 import sys
@@ -24,7 +26,7 @@ from typing import IO, Any
 
 from gemmafile.errors import BackendUnavailable
 from gemmafile.kernels import targets
-from gemmafile.kernels.kept import Carried, MachineCode, sources, write_file
+from gemmafile.kernels.kept import Carried, MachineCode, keep, sources, write_file
 from gemmafile.kernels.objects import check_object
 from gemmafile.kernels.targets import Target
 
@@ -162,33 +164,67 @@ def compile_apart(
 
     `take(name, code)` is called in this thread as each is done. What a process fails at is left out.
     """
-    waiting: SimpleQueue[str] = SimpleQueue()
-    for name in names:
-        waiting.put(name)
-    done: SimpleQueue[tuple[str, MachineCode] | None] = SimpleQueue()
-    children = _start_children(min(len(names), n_processes or _n_cores()), target)
-    feeders = [threading.Thread(target=_feed, args=(child, waiting, done), daemon=True) for child in children]
+    compilers = Compilers(target, len(names), n_processes)
     try:
-        for feeder in feeders:
-            feeder.start()
-        running = len(children)
-        while running:
-            made = done.get()
-            if made is None:
-                running -= 1
-            else:
-                take(*made)
+        compilers.compile(names, take)
     finally:
-        for child in children:
-            child.kill()
-            child.wait()
-        for feeder in feeders:
-            if feeder.ident is not None:
-                feeder.join()
-        for child in children:
+        compilers.close()
+
+
+class Compilers:
+    """Processes that compile kernels when asked, as many as there are cores; the system may allow none.
+
+    n_kernels  no more processes than that · n_processes  0: as many as there are cores
+    keeps      they put what they made into the cache, where the process that asks may not write
+    idle_s     they end when nothing was asked for so long; 0: they wait
+    """
+
+    def __init__(
+        self, target: Target | None, n_kernels: int, n_processes: int = 0, *, keeps: bool = False, idle_s: float = 0
+    ):
+        count = min(n_kernels, n_processes or _n_cores())
+        words = [target.name if target else "", "keep" if keeps else "", str(idle_s)]
+        self._children = _start_children(count, words)
+        if keeps:
+            atexit.register(self.close)
+
+    def compile(self, names: list[str], take: Callable[[str, MachineCode], None]) -> None:
+        """`take(name, code)` is called in this thread as each is done. What they fail at is left out."""
+        waiting: SimpleQueue[str] = SimpleQueue()
+        for name in names:
+            waiting.put(name)
+        done: SimpleQueue[tuple[str, MachineCode] | None] = SimpleQueue()
+        feeders = [threading.Thread(target=_feed, args=(child, waiting, done), daemon=True) for child in self._children]
+        try:
+            for feeder in feeders:
+                feeder.start()
+            running = len(feeders)
+            while running:
+                made = done.get()
+                if made is None:
+                    running -= 1
+                else:
+                    take(*made)
+        except BaseException:  # an answer may be under way in a pipe: nothing more can be asked
+            self._end()
+            raise
+        finally:
+            for feeder in feeders:
+                if feeder.ident is not None:
+                    feeder.join()
+
+    def close(self) -> None:
+        self._end()
+        for child in self._children:
             for pipe in (child.stdin, child.stdout):
                 with contextlib.suppress(OSError):
                     pipe.close()  # type: ignore[union-attr]
+        self._children = []
+
+    def _end(self) -> None:
+        for child in self._children:
+            child.kill()
+            child.wait()
 
 
 def _n_cores() -> int:
@@ -200,9 +236,9 @@ def child_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
 
 
-def _start_children(count: int, target: Target | None) -> list[subprocess.Popen[bytes]]:
+def _start_children(count: int, words: list[str]) -> list[subprocess.Popen[bytes]]:
     """As many as the system lets us have; there may be none."""
-    command = [sys.executable, "-c", "from gemmafile.kernels.build import main; main()", target.name if target else ""]
+    command = [sys.executable, "-c", "from gemmafile.kernels.build import main; main()", *words]
     pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
     children: list[subprocess.Popen[bytes]] = []
     with contextlib.suppress(OSError):
@@ -232,10 +268,31 @@ def _feed(child: subprocess.Popen[bytes], waiting: SimpleQueue[str], done: Simpl
 
 def main() -> None:
     """A child: reads names of kernels, answers each with the length of its code (8 bytes) and the code."""
+    target, keeps, idle_s = sys.argv[1], bool(sys.argv[2]), float(sys.argv[3])
     answers: IO[bytes] = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever else is printed must not get between
-    compile = _Abroad(targets.find_target(sys.argv[1])).compile if sys.argv[1] else compile_here
-    for name in sys.stdin:
-        content = compile(name.strip()).to_bytes()
+    if idle_s:
+        _confine()
+    compile = _Abroad(targets.find_target(target)).compile if target else compile_here
+    while True:
+        if idle_s:
+            signal.setitimer(signal.ITIMER_REAL, idle_s)  # SIGALRM ends this process
+        name = sys.stdin.readline().strip()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        if not name:
+            return
+        code = compile(name)
+        if keeps:
+            keep(name, code)
+        content = code.to_bytes()
         answers.write(struct.pack("<Q", len(content)) + content)
         answers.flush()
+
+
+def _confine() -> None:
+    """Whoever asks is confined, and must not get by way of this process what it may not do itself. Files are confined
+    already: by what holds for the process that started this one."""
+    from gemmafile.pack.confine import confine_calls
+
+    with contextlib.suppress(OSError):
+        confine_calls()

@@ -12,10 +12,14 @@ import importlib.util
 import platform
 import sys
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from gemmafile.kernels import kept, targets
 from gemmafile.kernels.objects import BadObject
 from gemmafile.progress import Progress
+
+if TYPE_CHECKING:
+    from gemmafile.kernels.build import Compilers
 
 __all__ = ["Kernels", "child_environment", "kernel_addresses", "why_not"]
 
@@ -41,7 +45,7 @@ def _has_numba() -> bool:
 def kernel_addresses(names: Iterable[str], say: Callable[[str], None] | None = None) -> dict[str, int]:
     """The address of each kernel's machine code, loaded from where it is kept or compiled now.
 
-    say  gets one line when something has to be compiled; on a terminal the line counts the kernels instead
+    say  gets one line when something has to be compiled for the first time; on a terminal a line counts the kernels
 
     Raises BadObject where there is no code for a kernel and no compiler.
     """
@@ -69,6 +73,15 @@ class Kernels:
         """Load these, and compile what is missing of them, all at once."""
         kernel_addresses(names, self._say)
 
+    def be_confined(self, names: Iterable[str]) -> None:
+        """Load what there is of these. What is missing will be compiled by processes that are started now: a process
+        about to be confined can start none later, and most of it may never be needed."""
+        missing = [name for name in sorted(set(names) - _addresses.keys()) if not _load(name)]
+        if missing and not _compilers:
+            from gemmafile.kernels import build
+
+            _compilers.append(build.Compilers(None, len(missing), keeps=True, idle_s=COMPILERS_IDLE_S))
+
     def __getitem__(self, name: str) -> int:
         """The kernel's address."""
         if name not in _addresses:
@@ -76,7 +89,13 @@ class Kernels:
         return _addresses[name]
 
 
+COMPILERS_IDLE_S = 60.0
+"""Compilers that wait beside a confined process end when nothing was asked of them for so long: each has Numba in it,
+and what is still missing then can be compiled in the process itself."""
+
 _addresses: dict[str, int] = {}
+_compilers: list[Compilers] = []
+_told: list[str] = []
 
 
 def _load(name: str) -> bool:
@@ -98,8 +117,9 @@ def _compile(names: list[str], say: Callable[[str], None] | None) -> None:
     from gemmafile.kernels import build
 
     on_terminal = sys.stderr is not None and sys.stderr.isatty()
-    if say and not on_terminal:
-        say(f"compiling {len(names)} kernels for this CPU (once)")
+    if say and not on_terminal and not _told:
+        _told.append("once")
+        say("compiling kernels for this CPU (once)")
     with Progress("compiling kernels", total=len(names), quiet=not (say and on_terminal)) as progress:
 
         def keep(name: str, code: kept.MachineCode) -> None:
@@ -107,7 +127,9 @@ def _compile(names: list[str], say: Callable[[str], None] | None) -> None:
             kept.keep(name, code)
             progress.advance()
 
-        if len(names) > 1:
+        if _compilers:
+            _compilers[0].compile(names, keep)
+        elif len(names) > 1:
             build.compile_apart(names, None, keep)
         for name in names:
             if name not in _addresses:

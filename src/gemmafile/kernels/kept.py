@@ -140,9 +140,10 @@ def keep(name: str, code: MachineCode) -> bool:
 
 def make_private(folder: Path) -> None:
     """A folder of the cache that only its owner reaches. Raises OSError."""
-    folder.mkdir(parents=True, exist_ok=True)
     for private in (folder.parent, folder):
-        os.chmod(private, 0o700)
+        private.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if private.stat().st_mode & 0o777 != 0o700:
+            os.chmod(private, 0o700)
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -149,8 +149,8 @@ class CpuReplay:
         self._team = Team(max(threads, threads_batch), self._kernels["threads.walk"])
 
     def prepare(self) -> None:
-        """Load or compile all kernels that a pass may need: a process about to be confined can do neither later."""
-        self._kernels.prepare(_kernel_names(self._records) | self._attention_tasks.all_kernels)
+        """Be ready to be confined: compilers are started now for the kernels that are not there yet."""
+        self._kernels.be_confined(_kernel_names(self._records) | self._attention_tasks.all_kernels)
 
     # --- a pass -------------------------------------------------------------------------------------------------
 

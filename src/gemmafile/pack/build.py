@@ -7,6 +7,7 @@ none, or the new one. What a killed run leaves behind is removed by the next.
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import threading
 import zlib
@@ -18,7 +19,7 @@ from typing import BinaryIO
 from gemmafile.errors import BadFile, GemmafileError
 from gemmafile.files.open import find_archive, open_model
 from gemmafile.pack.edition import Contents, Edition, compose
-from gemmafile.pack.hashing import TreeHash, stream
+from gemmafile.pack.hashing import STREAM_BYTES, TreeHash, stream
 from gemmafile.pack.layout import HEAD_BYTES, MANIFEST, PAGE, PUBLIC_KEY, SIGNATURE, SLOTS, local_header
 from gemmafile.pack.manifest import WeightsEntry
 
@@ -100,6 +101,8 @@ def check_room(out: Path, n_bytes: int) -> None:
 def new_file(out: Path) -> Iterator[BinaryIO]:
     """A file that takes the name `out` when it has been written, and vanishes when that fails."""
     out = out.absolute()
+    if out.exists() and not out.is_file():  # a device, say: it would be replaced by a file
+        raise GemmafileError(f"{out}: is there already, and is no ordinary file")
     _sweep(out)
     partial = out.with_name(f".{out.name}.part-{os.getpid()}")
     try:
@@ -141,7 +144,7 @@ def _lock(handle: int) -> bool:
 
 def _sweep(out: Path) -> None:
     """What a killed run left: such files that nobody holds any more."""
-    for path in out.parent.glob(f".{out.name}.part-*"):
+    for path in out.parent.glob(f".{glob.escape(out.name)}.part-*"):
         with contextlib.suppress(OSError), path.open("rb") as file:
             if _lock(file.fileno()):
                 path.unlink()
@@ -185,10 +188,10 @@ def _copy(
 ) -> None:
     member = edition.member(source.name)
     tree, is_sparse = TreeHash(), source.is_sparse
-    zeros = bytes(8 << 20)
+    zeros = bytes(STREAM_BYTES)
 
     def write(block: memoryview, place: int) -> None:
-        if not (is_sparse and block == memoryview(zeros)[: len(block)]):
+        if not (is_sparse and block.tobytes() == zeros[: len(block)]):
             write_at(file, member.offset + place, block)
 
     with source.path.open("rb") as original:

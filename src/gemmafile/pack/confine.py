@@ -38,7 +38,11 @@ _X86 = {
     "open_by_handle_at": 304, "setns": 308, "sendmmsg": 307, "process_vm_readv": 310, "process_vm_writev": 311,
     "finit_module": 313, "kexec_file_load": 320, "bpf": 321, "execveat": 322, "userfaultfd": 323,
     "io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427, "pidfd_getfd": 438, "pidfd_open": 434,
-    "socket": 41, "socketpair": 53,
+    "socket": 41, "socketpair": 53, "pivot_root": 155, "acct": 163, "quotactl": 179, "open_tree": 428,
+    "move_mount": 429, "fsopen": 430, "fsconfig": 431, "fsmount": 432, "fspick": 433, "mount_setattr": 442,
+    "chmod": 90, "fchmod": 91, "chown": 92, "fchown": 93, "lchown": 94, "fchownat": 260, "fchmodat": 268,
+    "fchmodat2": 452, "setxattr": 188, "lsetxattr": 189, "fsetxattr": 190, "removexattr": 197, "lremovexattr": 198,
+    "fremovexattr": 199,
 }  # fmt: skip
 _ARM = {
     "connect": 203, "sendto": 206, "sendmsg": 211, "bind": 200, "listen": 201, "execve": 221, "ptrace": 117,
@@ -47,21 +51,30 @@ _ARM = {
     "open_by_handle_at": 265, "setns": 268, "sendmmsg": 269, "process_vm_readv": 270, "process_vm_writev": 271,
     "finit_module": 273, "kexec_file_load": 294, "bpf": 280, "execveat": 281, "userfaultfd": 282,
     "io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427, "pidfd_getfd": 438, "pidfd_open": 434,
-    "socket": 198, "socketpair": 199,
+    "socket": 198, "socketpair": 199, "pivot_root": 41, "acct": 89, "quotactl": 60, "open_tree": 428,
+    "move_mount": 429, "fsopen": 430, "fsconfig": 431, "fsmount": 432, "fspick": 433, "mount_setattr": 442,
+    "fchmod": 52, "fchmodat": 53, "fchownat": 54, "fchown": 55, "fchmodat2": 452, "setxattr": 5, "lsetxattr": 6,
+    "fsetxattr": 7, "removexattr": 14, "lremovexattr": 15, "fremovexattr": 16,
 }  # fmt: skip
 _CALLS = {"x86_64": _X86, "aarch64": _ARM}
+"""What is refused always: among it changes of owners and permissions, which Landlock does not know."""
 _WRITES = {
     "x86_64": {
         "creat": 85, "openat2": 437, "rename": 82, "renameat": 264, "renameat2": 316, "unlink": 87, "unlinkat": 263,
         "mkdir": 83, "mkdirat": 258, "rmdir": 84, "link": 86, "linkat": 265, "symlink": 88, "symlinkat": 266,
-        "mknod": 133, "mknodat": 259, "truncate": 76, "chmod": 90, "fchmodat": 268, "chown": 92, "lchown": 94,
-        "fchownat": 260, "setxattr": 188, "lsetxattr": 189, "utime": 132, "utimes": 235, "utimensat": 280,
+        "mknod": 133, "mknodat": 259, "truncate": 76, "utime": 132, "utimes": 235, "futimesat": 261, "utimensat": 280,
     },
     "aarch64": {
         "openat2": 437, "renameat": 38, "renameat2": 276, "unlinkat": 35, "mkdirat": 34, "linkat": 37, "symlinkat": 36,
-        "mknodat": 33, "truncate": 45, "fchmodat": 53, "fchownat": 54, "setxattr": 5, "lsetxattr": 6, "utimensat": 88,
+        "mknodat": 33, "truncate": 45, "utimensat": 88,
     },
 }  # fmt: skip
+"""What is refused too where nothing may be written."""
+
+_IOCTL = {"x86_64": 16, "aarch64": 29}
+_TYPING = (0x5412, 0x541C)
+"""TIOCSTI, TIOCLINUX: requests of ioctl that type words into a terminal, which its shell would then obey."""
+
 _OPENS = {"x86_64": {2: 1, 257: 2}, "aarch64": {56: 2}}
 """Calls that open files -> which of their arguments holds the flags."""
 
@@ -171,7 +184,7 @@ def confine_calls(*, is_server: bool = False, may_write: bool = True) -> str:
     denied = sorted(n for name, n in _CALLS[machine].items() if not (is_server and name in _OF_SERVERS))
     denied += [] if may_write else sorted(_WRITES[machine].values())
     opens = {} if may_write else _OPENS[machine]
-    program = _filter(_ARCHITECTURES[machine], denied, opens, machine == "x86_64")
+    program = _filter(_ARCHITECTURES[machine], denied, opens, _IOCTL[machine], machine == "x86_64")
     buffer = ctypes.create_string_buffer(program)
     head = struct.pack("<HxxxxxxQ", len(program) // 8, ctypes.addressof(buffer))
     _no_new_privileges()
@@ -194,7 +207,7 @@ _ALLOW, _KILL, _EPERM = 0x7FFF0000, 0x80000000, 0x00050001
 _X32 = 0x40000000
 
 
-def _filter(architecture: int, denied: Sequence[int], opens: dict[int, int], has_x32: bool) -> bytes:
+def _filter(architecture: int, denied: Sequence[int], opens: dict[int, int], ioctl: int, has_x32: bool) -> bytes:
     """The filter's program: 8 bytes an instruction (code, jump if true, jump if false, operand)."""
     rows: list[tuple[int, int, int, int]] = [
         (_LOAD, 0, 0, 4),
@@ -214,5 +227,12 @@ def _filter(architecture: int, denied: Sequence[int], opens: dict[int, int], has
             (_RETURN, 0, 0, _EPERM),
             (_RETURN, 0, 0, _ALLOW),
         ]
-    rows.append((_RETURN, 0, 0, _ALLOW))
+    rows += [
+        (_JUMP_EQUAL, 0, 4, ioctl),
+        (_LOAD, 0, 0, 16 + 8),
+        (_JUMP_EQUAL, 1, 0, _TYPING[0]),
+        (_JUMP_EQUAL, 0, 1, _TYPING[1]),
+        (_RETURN, 0, 0, _EPERM),
+        (_RETURN, 0, 0, _ALLOW),
+    ]
     return b"".join(struct.pack("<HBBI", *row) for row in rows)

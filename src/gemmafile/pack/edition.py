@@ -16,6 +16,7 @@ from typing import Any
 from gemmafile.pack import head
 from gemmafile.pack.layout import (
     ALIGNMENT,
+    ARGS,
     HEAD_BYTES,
     INDEX,
     MANIFEST,
@@ -73,6 +74,11 @@ class Contents:
     provenance: dict[str, Any]
     card: dict[str, Any] = field(default_factory=dict)
     public_key: bytes | None = None
+
+    @property
+    def is_private(self) -> bool:
+        """Do the file's own arguments ask for --private? Then its unpacking must not write either."""
+        return "--private" in self.files.get(ARGS, b"").decode().split()
 
 
 @dataclass
@@ -144,13 +150,13 @@ def compose(
         by_name = {m.name: m for m in members}
         digests = {name: hashlib.sha256(raw).hexdigest() for name, raw in contents.files.items()}
         runtimes = [_for_head(r, by_name[r.member], digests[r.member]) for r in contents.runtimes]
-        script, start, boot, unpack = head.parts(slot, runtimes, contents.pythons)
-        index = _index(contents, by_name, digests, unpack)
+        laid_out = head.lay_out(slot, runtimes, contents.pythons, contents.is_private)
+        index = _index(contents, by_name, digests, laid_out.unpack)
         index_raw = json.dumps(index, ensure_ascii=False, separators=(",", ":")).encode()
         entry = by_name[INDEX]
         index_padded = index_raw.ljust(index_room - 1) + b"\n"
         index_part = (entry.offset, entry.size, hashlib.sha256(index_padded).hexdigest())
-        page = head.page(start, boot, index_part)
+        page, script = head.fill(laid_out, index_part)
         content = {**contents.files, INDEX: index_padded}
         for member in members:
             if member.name in content:
@@ -221,4 +227,5 @@ def _index(
         "signed": [[members[n].offset, members[n].size] for n in (SIGNATURE, PUBLIC_KEY) if n in members],
         "unpack": list(unpack),
         "card": contents.card,
+        "private": contents.is_private,
     }  # fmt: skip

@@ -1,20 +1,24 @@
 """Bytes hashed as they are copied or checked: SHA-256, a tree of chunks, CRC-32, in as many threads as there are cores.
 
-hashlib and zlib let go of Python's lock, so threads are enough. Memory is a few blocks, whatever the size.
+hashlib, zlib and the system's calls let go of Python's lock, so threads are enough. Memory is a few blocks, whatever
+the size.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import threading
 import zlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import BinaryIO
 
 from gemmafile.pack.layout import CHUNK_BYTES
 
 BLOCK_BYTES = 8 << 20
+STREAM_BYTES, STREAM_BLOCKS = 1 << 20, 24
+"""Blocks of a stream fit in a processor's cache, and there are enough of them for a disk that pauses."""
 
 
 class TreeHash:
@@ -27,13 +31,9 @@ class TreeHash:
         self._chunk = hashlib.sha256()
         self._in_chunk = 0
 
-    def jobs(self, block: memoryview) -> list[Callable[[], None]]:
-        """What is to be done with the next block; the jobs of one block may run at the same time."""
-        jobs = [lambda: self._add_to_chunks(block), lambda: self._add_to_crc(block)]
-        if self._whole is not None:
-            whole = self._whole
-            jobs.append(lambda: whole.update(block))
-        return jobs
+    def jobs(self) -> list[Callable[[memoryview], None]]:
+        """What is to be done with each block, in order; the jobs may be in different blocks at the same time."""
+        return [self._add_to_chunks, self._add_to_crc, *([self._whole.update] if self._whole is not None else [])]
 
     def _add_to_crc(self, block: memoryview) -> None:
         self.crc = zlib.crc32(block, self.crc)
@@ -78,23 +78,96 @@ def read_at(file: BinaryIO, size: int, offset: int) -> bytes:
         return own.read(size)
 
 
+def read_into(file: BinaryIO, block: memoryview, offset: int) -> int:
+    """Fill a block from a place in a file; returns how many bytes there were, fewer than asked for at its end."""
+    done = 0
+    while done < len(block):
+        if hasattr(os, "preadv"):
+            got = os.preadv(file.fileno(), [block[done:]], offset + done)
+        else:
+            raw = read_at(file, len(block) - done, offset + done)
+            got = len(raw)
+            block[done : done + got] = raw
+        if not got:
+            break
+        done += got
+    return done
+
+
 def stream(
     file: BinaryIO, offset: int, size: int, tree: TreeHash, write: Callable[[memoryview, int], None] | None,
     on_bytes: Callable[[int], None],
 ) -> int:  # fmt: skip
-    """Hash a region, and hand each block to `write(block, place in the region)`; returns the bytes that were there."""
+    """Hash a region, and hand each block to `write(block, place in the region)`; returns the bytes that were there.
+
+    Reading, writing and each hash have a thread of their own and go at their own pace, a few blocks apart.
+    Raises what `write` raises, OSError.
+    """
+    jobs: list[Callable[[memoryview, int], None]] = [lambda block, at, job=job: job(block) for job in tree.jobs()]  # type: ignore[misc]
+    workers = [_Worker(job) for job in [*jobs, *([write] if write is not None else [])]]
+    free: SimpleQueue[bytearray] = SimpleQueue()
+    for _ in range(min(STREAM_BLOCKS, -(-size // STREAM_BYTES))):
+        free.put(bytearray(STREAM_BYTES))
     done = 0
-    with ThreadPoolExecutor(4) as pool:
-        waiting: list[Future[None]] = []
-        for block in blocks_of(file, offset, size):
-            for future in waiting:
-                future.result()
-            place = done
-            waiting = [pool.submit(job) for job in tree.jobs(block)]
-            if write is not None:
-                waiting.append(pool.submit(write, block, place))
-            done += len(block)
-            on_bytes(len(block))
-        for future in waiting:
-            future.result()
+    try:
+        while done < size:
+            buffer = free.get()
+            block = memoryview(buffer)[: min(STREAM_BYTES, size - done)]
+            got = read_into(file, block, offset + done)
+            if not got or any(worker.error for worker in workers):
+                break
+            shared = _Shared(buffer, free, len(workers))
+            for worker in workers:
+                worker.give(block[:got], done, shared)
+            done += got
+            on_bytes(got)
+    finally:
+        for worker in workers:
+            worker.finish()
+    for worker in workers:
+        if worker.error is not None:
+            raise worker.error
     return done
+
+
+class _Shared:
+    """A block in the hands of several workers; the last to be done puts its buffer back."""
+
+    def __init__(self, buffer: bytearray, free: SimpleQueue[bytearray], count: int):
+        self._buffer, self._free, self._count, self._lock = buffer, free, count, threading.Lock()
+
+    def let_go(self) -> None:
+        with self._lock:
+            self._count -= 1
+            if self._count == 0:
+                self._free.put(self._buffer)
+
+
+class _Worker:
+    """A thread that does one job with block after block. `error`  what went wrong; later blocks are let go unseen."""
+
+    def __init__(self, job: Callable[[memoryview, int], None]):
+        self.error: BaseException | None = None
+        self._job = job
+        self._waiting: SimpleQueue[tuple[memoryview, int, _Shared] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def give(self, block: memoryview, at: int, shared: _Shared) -> None:
+        self._waiting.put((block, at, shared))
+
+    def finish(self) -> None:
+        """Wait until all that was given is done."""
+        self._waiting.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (given := self._waiting.get()) is not None:
+            block, at, shared = given
+            try:
+                if self.error is None:
+                    self._job(block, at)
+            except BaseException as error:
+                self.error = error
+            finally:
+                shared.let_go()

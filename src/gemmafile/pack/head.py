@@ -20,6 +20,13 @@ _BLOCK = 2048
 
 assert all(offset % _BLOCK == 0 for offset in SLOTS)
 
+_CHECKED = (
+    "import sys,os;p=sys.argv.pop(1);"
+    "__import__('_sha2'if sys.version_info>(3,12)else'_sha256').sha256(os.fsencode(p)).hexdigest()=='{digest}'"
+    "or sys.exit('gemmafile: the first page of '+sys.argv[1]+' is damaged');exec(p)"
+)
+"""How start.sh has Python run page 0's line: itself part of start.sh, so that page 0's hash of that covers both."""
+
 Part = tuple[int, int, str]
 """(offset, bytes, SHA-256 in hex) of a part of the file"""
 
@@ -50,31 +57,56 @@ def python_part(name: str, slot_offset: int) -> tuple[bytes, Part]:
     return content, (slot_offset, len(content), hashlib.sha256(content).hexdigest())
 
 
-def parts(slot: int, runtimes: list[Runtime], pythons: list[str]) -> tuple[bytes, Part, Part, Part]:
-    """A slot's bytes, and where start.sh, boot.py and unpack.py lie in it.
+@dataclass(frozen=True)
+class Slot:
+    """A slot before its script knows page 0's line. `number` 0 or 1 · `start` the script, one value still to be filled
+    in · `boot`, `unpack` where those lie, and `code` their bytes"""
 
-    The script's hash is of its text with one newline at the end: what a shell has after it read whole blocks of it.
-    """
+    number: int
+    start: str
+    boot: Part
+    unpack: Part
+    code: bytes
+
+
+def lay_out(slot: int, runtimes: list[Runtime], pythons: list[str], is_private: bool) -> Slot:
+    """A slot's texts and where they lie. is_private  the file's own arguments say --private"""
     start = _fill(
         text("start.sh"),
         RUNTIMES="\n".join(map(_row, runtimes)) or "none) ;;",
         PYTHONS=" ".join(f"python{version}" for version in pythons),
         PYTHON_LIST=" or ".join(pythons) or "3.11",
-    ).encode()
-    digest = hashlib.sha256(start.rstrip(b"\n") + b"\n").hexdigest()
-    start = start.ljust(-(-len(start) // _BLOCK) * _BLOCK, b"\n")
-    boot, boot_part = python_part("boot.py", SLOTS[slot] + len(start))
-    unpack, unpack_part = python_part("unpack.py", SLOTS[slot] + len(start) + len(boot))
-    content = start + boot + unpack
-    if len(content) > SLOT_BYTES:
-        raise GemmafileError(f"the head's code has {len(content)} bytes, and its slot {SLOT_BYTES}")
-    return content.ljust(SLOT_BYTES, b"\n"), (SLOTS[slot], len(start), digest), boot_part, unpack_part
+        PRIVATE="yes" if is_private else "",
+    )
+    size = len(_finished(start, "0" * 64))
+    boot, boot_part = python_part("boot.py", SLOTS[slot] + size)
+    unpack, unpack_part = python_part("unpack.py", SLOTS[slot] + size + len(boot))
+    if size + len(boot) + len(unpack) > SLOT_BYTES:
+        raise GemmafileError(f"the head's code has {size + len(boot) + len(unpack)} bytes, and its slot {SLOT_BYTES}")
+    return Slot(slot, start, boot_part, unpack_part, boot + unpack)
 
 
-def page(script_part: Part, boot: Part, index: Part) -> bytes:
-    """Page 0: whoever writes it changes the file from one edition to another."""
-    python = _PYTHON.format(boot=boot, index=index)
-    assert not set(python) & set('"$`%!\\\n'), "the same text stands in sh's and cmd's double quotes"
+def _finished(start: str, digest: str) -> bytes:
+    """start.sh with the hash of page 0's line in it, filled to whole blocks."""
+    script = _fill(start, CHECKED=_CHECKED.format(digest=digest)).encode()
+    return script.ljust(-(-len(script) // _BLOCK) * _BLOCK, b"\n")
+
+
+def fill(slot: Slot, index: Part) -> tuple[bytes, bytes]:
+    """(page 0, the slot) for the index's place.
+
+    Whoever writes page 0 changes the file from one edition to another. The script's hash in it is of its text with one
+    newline at the end: what a shell has after it read whole blocks of it.
+    """
+    python = _PYTHON.format(boot=slot.boot, index=index)
+    assert not set(python + _CHECKED) & set('"$`%!\\\n'), "the same text stands in sh's and cmd's double quotes"
+    script = _finished(slot.start, hashlib.sha256(python.encode()).hexdigest())
+    digest = hashlib.sha256(script.rstrip(b"\n") + b"\n").hexdigest()
+    content = (script + slot.code).ljust(SLOT_BYTES, b"\n")
+    return _page(python, (SLOTS[slot.number], len(script), digest)), content
+
+
+def _page(python: str, script_part: Part) -> bytes:
     batch = _fill(text("head.cmd").rstrip("\n"), PYTHON=python).replace("\n", "\r\n")
     script = _fill(
         text("head.sh"),

@@ -90,13 +90,34 @@ runs() { # RUNTIME: not on a noexec file system, not for another kind of machine
     fi
 }
 
+checked="@CHECKED@"
+
 launch() { # CACHE RUNTIME ARGUMENTS
     c=$1 d=$2
     shift 2
     if [ -n "$ld" ]; then
-        exec ${GEMMAFILE_EMULATOR:-} "$d/$ld" --library-path "$d/lib" "$d/$exe" -I -S -c "$py" "$self" "$c" "$@"
+        exec ${GEMMAFILE_EMULATOR:-} "$d/$ld" --library-path "$d/lib" "$d/$exe" -I -S -c "$checked" "$py" "$self" "$c" "$@"
     fi
-    exec ${GEMMAFILE_EMULATOR:-} "$d/$exe" -I -S -c "$py" "$self" "$c" "$@"
+    exec ${GEMMAFILE_EMULATOR:-} "$d/$exe" -I -S -c "$checked" "$py" "$self" "$c" "$@"
+}
+
+launch_in_memory() { # FOLDER ARGUMENTS: a runtime for this start alone, in FOLDER/private-PID; boot.py sees to its end
+    n=0
+    until usable "$1" && (umask 077 && mkdir "$1/private-$$-$n") 2>&-; do # one that ends may just be removing FOLDER
+        n=$((n + 1))
+        [ $n -gt 9 ] && return 1
+    done
+    c=$1/private-$$-$n
+    trap 'forget "$c"; exit 130' HUP INT TERM
+    shift
+    if unpack "$c"; then launch "$c" "$c/rt-$rt" "$@"; fi
+    forget "$c"
+    trap - HUP INT TERM
+}
+
+forget() { # FOLDER, and the one it is in, if nobody else is there
+    rm -rf "$1"
+    rmdir "${1%/*}" 2>&-
 }
 
 if [ -z "${GEMMAFILE_PYTHON:-}" ] && [ -n "$rt" ]; then
@@ -108,7 +129,7 @@ if [ -z "${GEMMAFILE_PYTHON:-}" ] && [ -n "$rt" ]; then
     e=${TMPDIR:-/tmp}/gemmafile-$me
     f=/var/tmp/gemmafile-$me
     g=/dev/shm/gemmafile-$me
-    private=
+    private=@PRIVATE@
     case " $* " in *" --private "*) private=yes ;; esac
     case $a in
     /*) [ -n "$private" ] && [ ! -d "$a/rt-$rt" ] || { usable "$a" && unpack "$a" && launch "$a" "$a/rt-$rt" "$@"; } ;;
@@ -118,7 +139,13 @@ if [ -z "${GEMMAFILE_PYTHON:-}" ] && [ -n "$rt" ]; then
         [ -d "$c/rt-$rt" ] && ours "$c" && [ -O "$c/rt-$rt" ] && launch "$c" "$c/rt-$rt" "$@"
     done
     tried=
-    [ -n "$private" ] && a='' b='' e='' f='' # memory only, where there is a folder in memory
+    if [ -n "$private" ]; then
+        a='' b='' e='' f='' g=''
+        for m in /dev/shm/gemmafile-"$me" ${XDG_RUNTIME_DIR:+"$XDG_RUNTIME_DIR/gemmafile"} "/run/user/$me/gemmafile"; do
+            [ -d "${m%/*}" ] && tried="$tried $m" && launch_in_memory "$m" "$@"
+        done
+        say "--private unpacks in memory only"
+    fi
     for c in "$a" "$b" "$e" "$f" "$g"; do
         case $c in /*) ;; *) continue ;; esac
         tried="$tried $c"
@@ -130,7 +157,7 @@ fi
 for p in ${GEMMAFILE_PYTHON:+"$GEMMAFILE_PYTHON"} @PYTHONS@ python3 python; do
     p=$(command -v "$p" 2>&-) || continue
     "$p" -I -S -c 'import sys;sys.exit(sys.version_info<(3,11))' 2>&- || continue
-    exec "$p" -I -S -c "$py" "$self" "" "$@"
+    exec "$p" -I -S -c "$checked" "$py" "$self" "" "$@"
 done
 say "this file has no Python for $system, and there is none here: install Python @PYTHON_LIST@"
 exit 127

@@ -178,14 +178,28 @@ def forget(path):
 
 def unpack():
     tried = []
-    for cache in PLACES:
-        if PRIVATE and not cache.startswith("/dev/shm/"):
-            continue
+    for cache in private_places() if PRIVATE else PLACES:
         try:
             return cache, unpack_into(cache)  # or finds it there
         except OSError as error:
             tried.append("%s (%s)" % (cache, error.strerror or error))
+    what = "%d MB): tried %s" % (ENVIRONMENT["unpacked_mb"], "; ".join(tried) or "nothing")
     if PRIVATE:
-        die("--private writes nothing, and this file is not unpacked yet: start it once without")
-    die("no place to unpack the packages of this file (%d MB): tried %s. GEMMAFILE_CACHE names a folder of your own"
-        " that has room and lets programs run" % (ENVIRONMENT["unpacked_mb"], "; ".join(tried) or "nothing"))
+        die("--private unpacks in memory only, and there is no place for the packages of this file (%s. Started once"
+            " without it, the file is unpacked" % what)
+    die("no place to unpack the packages of this file (%s. GEMMAFILE_CACHE names a folder of your own that has room and"
+        " lets programs run" % what)
+
+
+def private_places():
+    """Folders in memory for this start alone, gone when it ends."""
+    if os.path.basename(CACHE).startswith("private-"):
+        yield CACHE
+        return
+    for base in memory_places():
+        with contextlib.suppress(OSError):
+            os.makedirs(base, mode=0o700, exist_ok=True)
+            if is_ours(base):
+                place = tempfile.mkdtemp(prefix="private-%d-" % os.getpid(), dir=base)
+                leave_nothing(place)
+                yield place
