@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from tests.pack.conftest import Packed
 pytestmark = pytest.mark.skipif(not has_seccomp(), reason="seccomp filters are for Linux on x86-64 and aarch64")
 
 PROGRAM = """
-import os, socket, subprocess, sys, threading
+import fcntl, os, socket, subprocess, sys, termios, threading
 from pathlib import Path
 from gemmafile.pack import confine
 allowed, forbidden, port, step = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
@@ -35,6 +36,9 @@ def attempts():
     attempt("below", lambda: (allowed / f"{threading.get_ident()}").write_text("x"))
     attempt("connect", lambda: socket.create_connection(("127.0.0.1", port), timeout=2))
     attempt("exec", lambda: subprocess.run(["/bin/true"], check=True))
+    attempt("mode", lambda: os.chmod(forbidden.parent, 0o700))
+    attempt("type", lambda: fcntl.ioctl(sys.stdin, termios.TIOCSTI, b"x"))
+    attempt("size", lambda: fcntl.ioctl(sys.stdin, termios.TIOCGWINSZ, bytes(8)))
     return results
 
 go, before = threading.Event(), []
@@ -57,7 +61,7 @@ for results in (attempts(), *before):
 """
 
 
-def run(step: str, tmp_path: Path) -> list[str]:
+def run(step: str, tmp_path: Path, stdin: int = subprocess.DEVNULL) -> list[str]:
     import socket
 
     (tmp_path / "allowed").mkdir(exist_ok=True)
@@ -67,7 +71,7 @@ def run(step: str, tmp_path: Path) -> list[str]:
         words = [tmp_path / "allowed", tmp_path / "new", port, step]
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM, *map(str, words)], capture_output=True, text=True, timeout=60, check=False,
-            env={"PYTHONPATH": "src", "PATH": "/usr/bin:/bin"},
+            env={"PYTHONPATH": "src", "PATH": "/usr/bin:/bin"}, stdin=stdin,
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
@@ -77,19 +81,26 @@ def run(step: str, tmp_path: Path) -> list[str]:
 def test_files_are_confined_on_threads_made_later(tmp_path: Path) -> None:
     lines = [line for line in run("files", tmp_path) if "read" in line]
     expected = "read allowed, new refused, change refused, rename refused, below allowed, connect refused, exec allowed"
+    lines = [line.partition(", mode")[0] for line in lines]
     assert lines == [expected, expected]
 
 
 def test_calls_are_confined_on_all_threads(tmp_path: Path) -> None:
-    lines = run("calls", tmp_path)
+    master, terminal = os.openpty()
+    lines = run("calls", tmp_path, terminal)
+    os.close(master)
+    os.close(terminal)
     expected = "read allowed, new refused, change refused, rename refused, below refused, connect refused, exec refused"
+    expected += ", mode refused, type refused, size allowed"
     assert [line for line in lines if "read" in line] == [expected, expected]
     assert {line for line in lines if line.startswith("status")} == {"status 1 2"}
 
 
 def test_without_confinement_all_of_it_is_possible(tmp_path: Path) -> None:
     said = "\n".join(run("none", tmp_path))
-    assert all(f"{what} allowed" in said for what in ("read", "new", "change", "rename", "below", "connect", "exec"))
+    assert all(
+        f"{what} allowed" in said for what in ("read", "new", "change", "rename", "below", "connect", "exec", "mode")
+    )
 
 
 def test_a_run_says_what_is_confined(packed: Packed, tmp_path: Path) -> None:

@@ -143,6 +143,46 @@ def test_gemma_is_refused_without_its_terms(tmp_path: Path, capfd: pytest.Captur
     assert not (tmp_path / "g").exists()
 
 
+def test_gemma_keeps_its_terms_whatever_the_file_is_called(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.tiny import write_small
+
+    monkeypatch.setenv("GEMMAFILE_CACHE", str(Path("build/pack-tests").absolute()))
+    model, path = write_small(tmp_path / "m.gguf", "gemma2"), tmp_path / "m.llamafile"
+    words = ["pack", model, "-o", path, "--no-runtime", "--cpu", "none", "--quiet", "--accept-license"]
+    assert main([*map(str, words)]) == 0
+    assert main(["edit", str(path), "--quiet", "--remove", "notice"]) == 2
+    assert "terms" in capfd.readouterr().err
+    assert main(["edit", str(path), "--quiet", "--notice", "another"]) == 0
+
+
+def test_what_is_no_ordinary_file_is_not_replaced(
+    packed: Packed, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+
+    monkeypatch.setenv("GEMMAFILE_CACHE", str(Path("build/pack-tests").absolute()))
+    os.mkfifo(tmp_path / "pipe")
+    words = ["pack", packed.model, "-o", tmp_path / "pipe", "--no-runtime", "--cpu", "none", "--quiet"]
+    assert main([*map(str, words)]) == 1
+    assert "no ordinary file" in capfd.readouterr().err
+    assert (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.parametrize(
+    ("words", "at"),
+    [
+        (["--license"], 0), (["-p", "--license"], None), (["-p", "x", "--card"], 2), (["--temp", "0", "--verify"], 2),
+        (["-m", "--card", "--card"], 2), (["--prompt=--card"], None), (["--numa", "--card"], None), (["-n"], None),
+    ],
+)  # fmt: skip
+def test_a_flag_about_the_file_is_no_value_of_another(words: list[str], at: int | None) -> None:
+    from gemmafile.cli.packed import find_own
+
+    assert find_own(words) == at
+
+
 def test_a_folder_that_is_more_than_a_python_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("bin/python3", "lib/python3.11/os.py", "share/large"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

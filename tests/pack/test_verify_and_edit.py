@@ -104,6 +104,29 @@ def test_damaged_code_does_not_run(packed: Packed, copy: Path, tmp_path: Path, f
             file.write(old)
 
 
+@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="the head has nothing to check itself by")
+def test_a_changed_line_of_python_in_page_0_gives_one_line(copy: Path, tmp_path: Path, full: bool) -> None:
+    page = copy.read_bytes()[:4096]
+    first = page.rindex(b'py="') + 4
+    last = page.index(b'"', first)
+    random_ = random.Random(8)
+    for _ in range(200 if full else 8):
+        at = random_.randrange(first, last)
+        new = page[at] ^ (1 << random_.randrange(7))
+        if chr(new) in '"$`\\\0':  # the shell itself stumbles
+            continue
+        with copy.open("r+b") as file:
+            file.seek(at)
+            file.write(bytes([new]))
+        done = start(copy, "--version", home=tmp_path)
+        assert done.returncode == 1, at
+        assert done.stderr.count("\n") == 1, (at, done.stderr)
+        assert "first page" in done.stderr
+        with copy.open("r+b") as file:
+            file.write(page)
+    assert start(copy, "--version", home=tmp_path).returncode == 0
+
+
 def test_an_edit_changes_what_it_should_and_no_more(packed: Packed, copy: Path, tmp_path: Path) -> None:
     card = tmp_path / "card.md"
     card.write_text("---\nlicense_link: LICENSE\nprompt_template: |\n  a\n  b\n---\n# Card\n")

@@ -50,7 +50,7 @@ def main(args: argparse.Namespace) -> int:
     with open_for_edit(args.file) as opened:
         contents = contents_of(opened)
         files = {name: raw for name, raw in contents.files.items() if name not in removed} | changed
-        pack.check_still_licensed(contents, files)
+        pack.check_still_licensed(args.file, contents, files)
         if args.engine:
             contents = _with_engine(contents, files, args, say)
         else:

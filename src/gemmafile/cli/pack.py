@@ -200,6 +200,8 @@ def given_members(args: argparse.Namespace) -> dict[str, bytes]:
 
 
 def read_text_file(path: Path) -> bytes:
+    from gemmafile.files.bundle import MAX_ARGS_BYTES
+
     try:
         raw = path.read_bytes()
         raw.decode()
@@ -207,6 +209,8 @@ def read_text_file(path: Path) -> bytes:
         raise BadFile(path, f"cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise BadFile(path, "is not UTF-8 text", byte=error.start) from None
+    if len(raw) > MAX_ARGS_BYTES:
+        raise BadFile(path, f"has {len(raw):,} bytes: a text in a packed file has at most {MAX_ARGS_BYTES:,}")
     return raw
 
 
@@ -247,13 +251,17 @@ def check_licence(args: argparse.Namespace, files: dict[str, bytes]) -> None:
         )
 
 
-def check_still_licensed(contents: Any, files: dict[str, bytes]) -> None:
+def check_still_licensed(path: Path, contents: Any, files: dict[str, bytes]) -> None:
     """A file of Gemma weights keeps its licence and notice. Raises BadSettings."""
+    from gemmafile.files.open import open_model
     from gemmafile.pack.layout import NOTICE, WEIGHTS_LICENCE
 
-    for name in (WEIGHTS_LICENCE, NOTICE):
-        if name in contents.files and name not in files and "gemma" in contents.name.lower():
-            raise BadSettings(f"{name} is part of the terms of these weights and stays: give another in its place")
+    lost = [name for name in (WEIGHTS_LICENCE, NOTICE) if name in contents.files and name not in files]
+    if not lost:
+        return
+    with open_model(path) as model:
+        if is_gemma(model.metadata):
+            raise BadSettings(f"{lost[0]} is part of the terms of these weights and stays: give another in its place")
 
 
 def front_matter(files: dict[str, bytes]) -> dict[str, Any]:

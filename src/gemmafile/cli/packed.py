@@ -48,17 +48,36 @@ def main(path: str, index: dict[str, Any], words: list[str], cache: str, unseale
     from gemmafile.cli import main as command_line
 
     confinement.own_process(before_the_end=(lambda: seal_bytecode(Path(unsealed))) if unsealed else None)
-    own = next((word for word in words if word in OWN), None)
-    if own is None:
+    at = find_own(words)
+    if at is None:
         return command_line.main_of_packed(path, lambda: run_words(path, index, words))
-    rest = [word for word in words if word != own]
-    action = OWN[own][0]
+    action, rest = OWN[words[at]][0], words[:at] + words[at + 1 :]
     if action in ("inspect", "verify", "extract", "doctor"):
         return command_line.main_of_packed(path, lambda: [action, path, *rest])
     if action == "service":
         return command_line.main_of_packed(path, lambda: service(path, rest))
     show: dict[str, Callable[[str, dict[str, Any]], str]] = {"license": licences, "card": card, "version": version}
     return command_line.main_of_packed(path, lambda: show[action](path, index))
+
+
+def find_own(words: list[str]) -> int | None:
+    """Where a flag about the file stands among the words; not where one is the value of another flag: -p --license."""
+    if not OWN.keys() & set(words):
+        return None
+    from gemmafile.cli.flags import flags_of
+    from gemmafile.cli.foreign import FOREIGN
+    from gemmafile.cli.serve import GROUPS
+
+    flags = {name: flag for _, kind in GROUPS for flag in flags_of(kind) for name in flag.names}
+    at = 0
+    while at < len(words):
+        word = words[at]
+        if word in OWN:
+            return at
+        name = word.replace("_", "-") if word.startswith("--") else word
+        takes_one = name in ("-m", "--model") or (name in flags and flags[name].convert and flags[name].bare is None)
+        at += 2 if takes_one else 1 + (FOREIGN[name].n_values if name in FOREIGN else 0)
+    return None
 
 
 def seal_bytecode(folder: Path) -> None:
@@ -84,6 +103,9 @@ def run_words(path: str, index: dict[str, Any], words: list[str]) -> list[str]:
     lines = [line.removesuffix("\r") for line in raw.decode().splitlines() if line.strip()] if raw is not None else []
     from gemmafile.cli import defaults
 
+    if {"-h", "--help"} & set(words):
+        own = "".join(f"  {flag:<12} {text}\n" for flag, (_, text) in OWN.items() if text)
+        sys.stdout.write(f"{Path(path).name}: a model with its engine. About the file itself:\n{own}\n")
     defaults.applied.add(path)
     words = defaults.merge_args(defaults.without_foreign(lines)[0], words)
     first = [wanted_command(words), "-m", path]

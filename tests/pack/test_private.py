@@ -1,0 +1,98 @@
+"""--private: nothing is written to a disk, and what lay in memory is gone when the program is, however it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gemmafile.cli.main import main
+from tests.pack.conftest import Packed, start
+
+MEMORY = Path(f"/dev/shm/gemmafile-{os.getuid()}")
+
+pytestmark = pytest.mark.skipif(
+    not os.access("/dev/shm", os.W_OK) or bool(os.statvfs("/dev/shm").f_flag & os.ST_NOEXEC),
+    reason="there is no folder in memory here that programs may run from",
+)
+
+
+def left() -> set[str]:
+    return {path.name for path in MEMORY.glob("private-*")}
+
+
+def wait_until_gone(before: set[str]) -> None:
+    end_s = time.monotonic() + 20
+    while left() - before and time.monotonic() < end_s:
+        time.sleep(0.02)
+    assert not left() - before
+
+
+def begin(packed: Packed, home: Path) -> subprocess.Popen[bytes]:
+    """A private process, once it has unpacked itself: it waits for what stdin says."""
+    words = [packed.path, "--private", "--cli", "--backend", "reference"]
+    environ = {"PATH": "/usr/bin:/bin", "HOME": str(home), "GEMMAFILE_PYTHON": sys.executable}
+    before = left()
+    process = subprocess.Popen(
+        words, env=environ, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    end_s = time.monotonic() + 60
+    while not any((MEMORY / name).glob("env-*/seal.json") for name in left() - before):
+        assert time.monotonic() < end_s
+        assert process.poll() is None
+        time.sleep(0.01)
+    return process
+
+
+def test_a_private_start_leaves_nothing(packed: Packed, tmp_path: Path) -> None:
+    before = left()
+    done = start(packed.path, "--private", "-p", "Once", "-n", "2", home=tmp_path, GEMMAFILE_CACHE="")
+    assert done.returncode == 0, done.stderr
+    assert not left() - before  # the program waits for it
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_files_own_arguments_may_ask_for_it(copy: Path, tmp_path: Path) -> None:
+    assert main(["edit", str(copy), "--quiet", "--set-args", "--private --temp 0 ..."]) == 0
+    before, home = left(), tmp_path / "home"
+    home.mkdir()
+    assert start(copy, "-p", "Once", "-n", "2", home=home, GEMMAFILE_CACHE="").returncode == 0
+    assert not left() - before
+    assert not list(home.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_one_leaves_nothing(packed: Packed, tmp_path: Path, number: signal.Signals) -> None:
+    before = left()
+    with begin(packed, tmp_path) as process:
+        process.send_signal(number)
+    wait_until_gone(before)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_was_killed_with_its_guard_goes_at_the_next_start(packed: Packed, tmp_path: Path) -> None:
+    before = left()
+    with begin(packed, tmp_path) as process:
+        guards = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        for pid in [process.pid, *map(int, guards)]:
+            os.kill(pid, signal.SIGKILL)
+    (name,) = left() - before
+    os.utime(MEMORY / name, (0, 0))
+    assert start(packed.path, "--version", home=tmp_path).returncode == 0
+    assert not left() - before
+
+
+def test_one_in_use_is_left_alone(packed: Packed, tmp_path: Path) -> None:
+    before = left()
+    with begin(packed, tmp_path) as process:
+        (name,) = left() - before
+        os.utime(MEMORY / name, (0, 0))
+        assert start(packed.path, "--version", home=tmp_path).returncode == 0
+        assert (MEMORY / name).exists()
+        process.kill()
+    wait_until_gone(before)
