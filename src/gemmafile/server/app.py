@@ -17,7 +17,8 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute
+from starlette.routing import BaseRoute, Mount
+from starlette.staticfiles import StaticFiles
 
 from gemmafile.errors import GemmafileError
 from gemmafile.server.answering import ClientGone
@@ -69,6 +70,8 @@ def create_app(
         ClientGone: gone,
     }
     routes = [route for name in modules for route in _routes_of(name, door)]
+    if door.settings.path is not None:
+        routes.append(Mount("/", StaticFiles(directory=door.settings.path, html=True)))
     around = [Middleware(RequestLog, door=door, write=write_log, on_error=on_error), Middleware(Guard, door=door)]
     app = Starlette(routes=routes, exception_handlers=handlers, middleware=around)
     door.client.on_event = door.metrics.meet_event

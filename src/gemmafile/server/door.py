@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -114,5 +115,7 @@ def check_serve_settings(settings: ServeSettings) -> None:
         raise BadSettings(f"--port is {settings.port}, expected 0 to 65535")
     if (settings.ssl_key_file is None) != (settings.ssl_cert_file is None):
         raise BadSettings("HTTPS needs both --ssl-key-file and --ssl-cert-file")
+    if settings.path is not None and not os.path.isdir(settings.path):
+        raise BadSettings(f"--path {settings.path}: there is no such folder")
     if settings.prefix and not settings.prefix.startswith("/"):
         raise BadSettings(f"--api-prefix {settings.prefix!r} has to begin with a slash")

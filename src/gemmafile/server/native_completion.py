@@ -27,7 +27,7 @@ from gemmafile.server.answering import (
     stream_until_disconnect,
     until_disconnect,
 )
-from gemmafile.server.body import Fields, read_json
+from gemmafile.server.body import Fields, read_json, show
 from gemmafile.server.door import Door
 from gemmafile.server.errors import ApiError, bad_request, error_body
 from gemmafile.server.json_response import Json, finite
@@ -132,15 +132,17 @@ async def _read_prompt(value: Any, door: Door) -> list[int]:
     if isinstance(value, str):
         return await prompt_ids(door, value)
     n_tokens = door.tokenizer.n_tokens
+    expected = f"a string, or token ids from 0 to {n_tokens - 1} and strings in a list"
+    if not isinstance(value, list):
+        raise bad_request(f"prompt holds {show(value)}: expected {expected}", "prompt")
     ids: list[int] = []
-    for place, item in enumerate(value if isinstance(value, list) else [value]):
+    for place, item in enumerate(value):
         if isinstance(item, str):
             ids += await prompt_ids(door, item, add_special=place == 0)
         elif isinstance(item, int) and not isinstance(item, bool) and 0 <= item < n_tokens:
             ids.append(item)
         else:
-            expected = f"a string, or token ids from 0 to {n_tokens - 1} and strings in a list"
-            raise bad_request(f"prompt holds {json.dumps(item)[:60]}: expected {expected}", "prompt")
+            raise bad_request(f"prompt holds {show(item)}: expected {expected}", "prompt")
     return ids
 
 
