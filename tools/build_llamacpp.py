@@ -1,11 +1,11 @@
 """Builds llama.cpp for this processor, as a judge of answers and a rival in speed; used by `make check`, not by users.
 
-    python tools/build_llamacpp.py          (about ten minutes on two cores, once)
+    python tools/build_llamacpp.py          (about a quarter of an hour on two cores, once)
 
 Needs CMake, make or Ninja, and C and C++ compilers; where one is missing it says so and ends well (exit 0): the checks
 that need llama.cpp are then skipped. The source is the one that the llama-cpp-python source package carries.
 Out: .llamacpp/bin/ with llama-bench, llama-batched-bench, llama-perplexity, llama-quantize, llama-tokenize,
-llama-completion and llamacpp_logits (tests/oracles/llamacpp_logits.c).
+llama-completion, llama-server and llamacpp_logits (tests/oracles/llamacpp_logits.c).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ TOOLS = (
     "llama-quantize",
     "llama-tokenize",
     "llama-completion",
+    "llama-server",
 )
 PROBE = ROOT / "tests" / "oracles" / "llamacpp_logits.c"
 OPTIONS = (
@@ -38,7 +39,7 @@ OPTIONS = (
     "-DLLAMA_OPENSSL=OFF",
     "-DLLAMA_BUILD_TESTS=OFF",
     "-DLLAMA_BUILD_EXAMPLES=OFF",
-    "-DLLAMA_BUILD_SERVER=OFF",
+    "-DLLAMA_BUILD_SERVER=ON",
 )
 
 NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
