@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gemmafile.convert.rows import round_bf16
+from gemmafile.convert.tokenizer_files import sentencepiece_model, tokenizer_json
 from tools.make_tiny import LLAMA3_ROPE, TinyConfig, TinyModel
 from tools.tiny_vocabulary import CHATML_TEMPLATE, GEMMA_TEMPLATE, bpe_vocabulary, spm_vocabulary
 
@@ -27,7 +28,7 @@ FOUR_NORMS = {
 }  # fmt: skip
 WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 CLASSES = {"gemma": "Gemma", "gemma2": "Gemma2", "gemma3": "Gemma3", "llama": "Llama"}
-CONTROL, UNUSED = 3, 5
+CONTROL = 3
 
 
 def write_checkpoint(
@@ -155,7 +156,6 @@ def write_tokenizer(folder: Path, config: TinyConfig, kind: str) -> None:
     keys = (spm_vocabulary if config.is_gemma else bpe_vocabulary)(config.n_vocab)
     arrays = {name: keys.get(f"tokenizer.ggml.{name}") for name in ("tokens", "scores", "token_type", "merges")}
     tokens, scores, types, merges = (None if typed is None else typed.value for typed in arrays.values())
-    used = [i for i, token_type in enumerate(types) if token_type != UNUSED]
     added = [i for i, token_type in enumerate(types) if token_type in (2, CONTROL)]
     names = {"bos": "<bos>", "eos": "<eos>", "unk": "<unk>", "pad": "<pad>"}
     if not config.is_gemma:
@@ -168,93 +168,10 @@ def write_tokenizer(folder: Path, config: TinyConfig, kind: str) -> None:
         "added_tokens_decoder": {str(i): {"content": tokens[i], "special": True} for i in added},
     }
     write_json(folder / "tokenizer_config.json", table)
+    ids = {"bos": 2, "eos": 1, "unk": 3, "pad": 0} if config.is_gemma else {}
     if config.is_gemma and kind == "own":
-        (folder / "tokenizer.model").write_bytes(sentencepiece_model(tokens, scores, types))
+        (folder / "tokenizer.model").write_bytes(sentencepiece_model(tokens, types, scores, ids))
         return
-    listed = [{"id": i, "content": tokens[i], "special": True, "normalized": False} for i in added]
-    for entry in listed:
-        entry |= {"single_word": False, "lstrip": False, "rstrip": False}
-    document = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": listed}
-    vocab = {tokens[i]: i for i in used}
-    if config.is_gemma:
-        document |= spm_pipeline(vocab, spm_merges(tokens, scores, types))
-    else:
-        document |= byte_level_pipeline(vocab, merges)
+    model, pre = ("llama", "default") if config.is_gemma else ("gpt2", "smollm")
+    document = tokenizer_json(model, pre, tokens, types, scores or [], merges or [], ids.get("bos"))
     write_json(folder / "tokenizer.json", document)
-
-
-def sentencepiece_model(tokens: Sequence[str], scores: Sequence[float], types: Sequence[int]) -> bytes:
-    """tokenizer.model: SentencePiece's protocol buffer, BPE with byte fallback."""
-    out = []
-    for text, score, kind in zip(tokens, scores, types, strict=True):
-        piece = _field(1, text.encode()) + b"\x15" + struct.pack("<f", score) + (b"\x18" + bytes([kind]))
-        out.append(_field(1, piece))
-    numbers = {3: 2, 4: len(tokens), 35: 1, 40: 3, 41: 2, 42: 1, 43: 0}  # BPE, size, byte fallback, unk, bos, eos, pad
-    out.append(_field(2, b"".join(_varint(number << 3) + _varint(value) for number, value in numbers.items())))
-    flags = {3: 0, 4: 0, 5: 1}  # no dummy prefix, spaces kept, spaces escaped
-    normalizer = _field(1, b"identity") + b"".join(_varint(n << 3) + _varint(value) for n, value in flags.items())
-    return b"".join(out) + _field(3, normalizer)
-
-
-def _field(number: int, raw: bytes) -> bytes:
-    return _varint(number << 3 | 2) + _varint(len(raw)) + raw
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes(out + bytes([value]))
-
-
-def spm_merges(tokens: Sequence[str], scores: Sequence[float], types: Sequence[int]) -> list[list[str]]:
-    """All ways to make a piece of two others, the best piece first."""
-    pieces = {text: score for text, score, kind in zip(tokens, scores, types, strict=True) if kind == 1}
-    merges = []
-    for text in sorted(pieces, key=lambda piece: -pieces[piece]):
-        merges += [[text[:i], text[i:]] for i in range(1, len(text)) if text[:i] in pieces and text[i:] in pieces]
-    return merges
-
-
-def spm_pipeline(vocab: Mapping[str, int], merges: list[list[str]]) -> dict[str, Any]:
-    bos = {"SpecialToken": {"id": "<bos>", "type_id": 0}}
-    texts = [{"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB")]
-    return {
-        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
-        "pre_tokenizer": {
-            "type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False,
-        },
-        "post_processor": {
-            "type": "TemplateProcessing", "single": [bos, texts[0]], "pair": [bos, texts[0], bos, texts[1]],
-            "special_tokens": {"<bos>": {"id": "<bos>", "ids": [vocab["<bos>"]], "tokens": ["<bos>"]}},
-        },
-        "decoder": {
-            "type": "Sequence",
-            "decoders": [
-                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
-                *[{"type": "ByteFallback"}, {"type": "Fuse"}],
-            ],
-        },
-        "model": {
-            "type": "BPE", "dropout": None, "unk_token": "<unk>", "continuing_subword_prefix": None,
-            "end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": True, "ignore_merges": False,
-            "vocab": vocab, "merges": merges,
-        },
-    }  # fmt: skip
-
-
-def byte_level_pipeline(vocab: Mapping[str, int], merges: Sequence[str]) -> dict[str, Any]:
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    digits = {"type": "Digits", "individual_digits": True}
-    return {
-        "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [digits, level]},
-        "post_processor": None,
-        "decoder": level,
-        "model": {
-            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-            "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
-            "vocab": vocab, "merges": list(merges),
-        },
-    }  # fmt: skip

@@ -11,9 +11,7 @@ written is a BadFile.
 from __future__ import annotations
 
 import struct
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil, prod
 from pathlib import Path
@@ -21,7 +19,7 @@ from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 
-from gemmafile.errors import BadFile
+from gemmafile.files.atomic import replace_file
 from gemmafile.files.encode import encode_string, encode_value
 from gemmafile.files.formats import Format, format_by_name
 from gemmafile.files.header import DEFAULT_ALIGNMENT, MAX_ALIGNMENT, VERSIONS
@@ -89,7 +87,7 @@ def write_gguf(
     head = [b"GGUF", struct.pack("<IQQ", version, len(entries), len(fields))]
     head += [encode_string(key) + encode_value(value) for key, value in fields.items()]
     head += [entry.encode() for entry in entries]
-    with _replace_file(Path(path)) as file:
+    with replace_file(Path(path)) as file:
         _write_padded(file, b"".join(head), alignment)
         for entry in entries:
             for block in _read_data(entry):
@@ -173,20 +171,3 @@ def _to_bytes(entry: _Entry, data: Block) -> memoryview:
 def _write_padded(file: BinaryIO, data: bytes | memoryview, alignment: int) -> None:
     file.write(data)
     file.write(bytes(-len(data) % alignment))
-
-
-@contextmanager
-def _replace_file(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the name `path` when all went well, and goes when not."""
-    part = path.with_name(f".{uuid.uuid4().hex}.part")
-    try:
-        with part.open("xb") as file:
-            try:
-                yield file
-                file.close()
-                part.replace(path)
-            except BaseException:
-                part.unlink()
-                raise
-    except OSError as error:
-        raise BadFile(path, f"cannot be written: {error.strerror or error}") from error

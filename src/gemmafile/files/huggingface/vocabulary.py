@@ -220,10 +220,10 @@ def _byte_level_keys(folder: Folder, n_vocab: int, table: dict[str, Any], model:
 
 
 _CONTRACTIONS: Final = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|"
-_LLAMA3: Final = (
+LLAMA3_PATTERN: Final = (
     _CONTRACTIONS + r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_PATTERNS: Final = {_LLAMA3: "llama-bpe", _LLAMA3.replace("{1,3}", ""): "qwen2"}
+_PATTERNS: Final = {LLAMA3_PATTERN: "llama-bpe", LLAMA3_PATTERN.replace("{1,3}", ""): "qwen2"}
 
 
 def find_pre_tokenizer(path: Path, table: dict[str, Any]) -> str:
