@@ -26,6 +26,7 @@ COMMANDS = {
     "inspect": ("gemmafile.cli.inspect", "what a model file holds"),
     "bench": ("gemmafile.cli.bench", "how fast a model runs here, beside the machine's limits"),
     "kernels": ("gemmafile.cli.kernels", "machine code: what there is, and compiling it for other CPUs"),
+    "pull": ("gemmafile.cli.pull", "a model from the Hugging Face hub"),
     "convert": ("gemmafile.cli.convert", "a Hugging Face checkpoint as a GGUF file"),
     "export": ("gemmafile.cli.export", "a GGUF as a Hugging Face checkpoint, or a Modelfile for ollama"),
     "split": ("gemmafile.cli.split", "a GGUF in parts"),
