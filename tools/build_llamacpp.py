@@ -5,7 +5,7 @@
 Needs CMake, make or Ninja, and C and C++ compilers; where one is missing it says so and ends well (exit 0): the checks
 that need llama.cpp are then skipped. The source is the one that the llama-cpp-python source package carries.
 Out: .llamacpp/bin/ with llama-bench, llama-batched-bench, llama-perplexity, llama-quantize, llama-tokenize,
-llama-completion, llama-server and llamacpp_logits (tests/oracles/llamacpp_logits.c).
+llama-completion, llama-server, llama-gguf-split and llamacpp_logits (tests/oracles/llamacpp_logits.c).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ TOOLS = (
     "llama-tokenize",
     "llama-completion",
     "llama-server",
+    "llama-gguf-split",
 )
 PROBE = ROOT / "tests" / "oracles" / "llamacpp_logits.c"
 OPTIONS = (
