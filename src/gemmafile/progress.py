@@ -33,6 +33,7 @@ class Progress:
     `total`  how many steps (or bytes) there are; None: unknown
     `bytes`  amounts are bytes and shown in MB
     `rate`   say how many MB a second
+    `eta`    say how long it will go on, where there is a total
     `quiet`  show nothing (the caller's --quiet, --log-disable ...)
     """
 
@@ -43,10 +44,11 @@ class Progress:
         *,
         bytes: bool = False,
         rate: bool = False,
+        eta: bool = False,
         quiet: bool = False,
         stream: TextIO | None = None,
     ):
-        self.label, self.total, self.bytes, self.rate, self.quiet = label, total, bytes, rate, quiet
+        self.label, self.total, self.bytes, self.rate, self.eta, self.quiet = label, total, bytes, rate, eta, quiet
         self.stream = stream if stream is not None else sys.stderr
         self.done = 0
         self._note = ""
@@ -92,7 +94,14 @@ class Progress:
         speed = f" {self.done / scale / max(time.monotonic() - self._start_s, 1e-3):.0f}{unit}/s" if self.rate else ""
         if not self.total:
             return f"{done}{unit}{speed}"
-        return f"{done}/{self.total / scale:.0f}{unit} ({100 * self.done // self.total}%){speed}"
+        return f"{done}/{self.total / scale:.0f}{unit} ({100 * self.done // self.total}%){speed}{self._left()}"
+
+    def _left(self) -> str:
+        """How long it will go on at the pace so far."""
+        if not (self.eta and self.total and self.done):
+            return ""
+        left_s = (time.monotonic() - self._start_s) * max(0, self.total - self.done) / self.done
+        return f" {left_s:.0f} s left" if left_s < 100 else f" {left_s / 60:.0f} min left"
 
     def _show_when_due(self) -> None:
         now_s = time.monotonic()

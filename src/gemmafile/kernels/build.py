@@ -41,7 +41,7 @@ def _builders(module: str) -> dict[str, Callable[..., None]]:
 
 
 def _function(name: str) -> Callable[..., None]:
-    module, _, kernel = name.partition(".")
+    module, _, kernel = name.rpartition(".")
     return _builders(module)[kernel]
 
 
