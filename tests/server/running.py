@@ -92,8 +92,12 @@ def running(
     sampling: SamplingSettings | None = None,
     run: RunSettings | None = None,
     wait: bool = True,
+    wait_s: float = WAIT_S,
 ) -> Iterator[Running]:
-    """A server until the end of the block; `wait`: only once the model is loaded."""
+    """A server until the end of the block; `wait`: only once the model is loaded.
+
+    `wait_s`  for that, and for its end; kernels may have to be compiled first
+    """
     started: list[Running] = []
     is_up, failed = threading.Event(), list[BaseException]()
     context = context or ContextSettings(backend="reference", context=512)
@@ -106,13 +110,13 @@ def running(
         serving = asyncio.create_task(serve(door, listener))
         ready = asyncio.create_task(door.client.ready.wait())
         if wait:
-            await asyncio.wait({serving, ready}, timeout=WAIT_S, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({serving, ready}, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
             if serving.done():
                 await serving
         is_up.set()
         await asyncio.wait({serving, asyncio.create_task(over.wait())}, return_when=asyncio.FIRST_COMPLETED)
         door.stop()
-        await asyncio.wait_for(serving, WAIT_S)
+        await asyncio.wait_for(serving, wait_s)
 
     over = asyncio.Event()
 
@@ -126,7 +130,7 @@ def running(
 
     thread = threading.Thread(target=start, daemon=True)
     thread.start()
-    assert is_up.wait(WAIT_S)
+    assert is_up.wait(wait_s)
     if failed:
         raise failed[0]
     try:
@@ -134,5 +138,5 @@ def running(
     finally:
         with contextlib.suppress(RuntimeError):
             started[0].loop.call_soon_threadsafe(over.set)
-        thread.join(WAIT_S)
+        thread.join(wait_s)
         assert not thread.is_alive(), "the server does not stop"

@@ -149,6 +149,7 @@ export async function send(text, attachments) {
   if (running.has(conversation.id)) return;
   const parent = conversation.head.leaf;
   await conversation.add({ parent, role: "user", content: text, ...(attachments.length ? { attachments } : {}) });
+  void store.setWord("open", conversation.id);
   sticks = true;
   await answer(conversation, conversation.head.leaf);
 }
@@ -203,6 +204,7 @@ async function answer(conversation, parent, start) {
   await finish(conversation, message, live);
 }
 
+let nFinished = 0;
 /** @param {Conversation} conversation @param {Message} message @param {LiveText} live */
 async function finish(conversation, message, live) {
   await live.finish();
@@ -215,6 +217,7 @@ async function finish(conversation, message, live) {
   else if (page.conversation.id === conversation.id) await openConversation(conversation.id);
   page.onChange();
   toEnd();
+  document.documentElement.dataset.answers = String(++nFinished);
   announce(message.error ? `Error: ${message.error}` : message.reason === "stopped" ? "Stopped" : "The answer is finished");
 }
 

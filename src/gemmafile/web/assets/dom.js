@@ -131,8 +131,8 @@ export function openMenu(button, items) {
     const at = buttons.indexOf(/** @type {any} */ (document.activeElement));
     /** @type {any} */ (buttons[(at + step + buttons.length) % buttons.length]).focus();
   };
-  menu.ontoggle = (/** @type {any} */ event) => { if (event.newState === "closed") button.focus(); };
-  menu.showPopover();
+  button.focus();
+  menu.showPopover(); // the focus goes back to the button when it closes
   place(menu, button);
   menu.firstElementChild?.focus();
 }

@@ -72,7 +72,8 @@ function readOne(item) {
     const text = textOf(message?.content);
     if (message?.role === "system" && text) made.head.settings.system = text;
     if (!["user", "assistant"].includes(message?.role) || text === null) continue;
-    created = Math.max(created + 1, Number(message.created ?? message.timestamp) || 0);
+    const told = Number(message.created ?? message.timestamp);
+    created = Number.isFinite(told) && told > 0 ? told : created + 1;
     const own = /** @type {string} */ (ids.get(message.id ?? message));
     /** @type {any} */
     const kept = { id: own, conversation: id, role: message.role, content: text, created,

@@ -152,7 +152,7 @@ function templatePart(showPrompt) {
   const radios = choices.map(([value, text]) => el("label", {},
     el("input", { type: "radio", name: "mode", value, onchange: () => set({ mode: /** @type {any} */ (value) }) }), el("span", {}, text)));
   controls.mode = radios.map((label) => label.firstElementChild);
-  controls.warnings = el("ul", { class: "warnings", id: "template-warnings", role: "status" });
+  controls.warnings = el("ul", { class: "warnings", id: "template-warnings" });
   const from = { card: "from the model card in this file", model: "the model's own format", "": "" }[/** @type {string} */ (info.templates.source)];
   const prompt = field("prompt_template", "Prompt template", el("textarea", { class: "mono", rows: 6, spellcheck: false }));
   const history = field("history_template", "Chat history template", el("textarea", { class: "mono", rows: 4, spellcheck: false }));
@@ -162,7 +162,7 @@ function templatePart(showPrompt) {
   }
   return details("Prompt format",
     el("fieldset", { class: "choices" }, el("legend", { class: "label" }, "Prompts are written by"), ...radios),
-    controls.warnings,
+    el("div", { role: "status" }, controls.warnings),
     prompt, history,
     el("div", { class: "two" },
       field("user", "User name", el("input", { type: "text" })), field("bot", "Bot name", el("input", { type: "text" }))),

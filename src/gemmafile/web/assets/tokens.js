@@ -78,8 +78,9 @@ function showAlternatives(button, token, at, fork) {
   );
   button.setAttribute("aria-expanded", "true");
   pop.ontoggle = (/** @type {any} */ event) => {
-    if (event.newState === "closed") { button.setAttribute("aria-expanded", "false"); button.focus({ preventScroll: true }); }
+    if (event.newState === "closed") button.setAttribute("aria-expanded", "false");
   };
+  button.focus({ preventScroll: true });
   pop.showPopover();
   place(pop, button);
   pop.querySelector("button:not(:disabled)")?.focus();
