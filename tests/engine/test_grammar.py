@@ -444,7 +444,7 @@ def test_sampled_answers_follow_the_grammar(settings: dict[str, Any], vocabulary
     """Though the model would say something else."""
     rng = np.random.default_rng(8)
     sampler = Sampler(
-        SamplingSettings(seed=1, **settings),
+        SamplingSettings(seed=1, n_probs=1, **settings),
         len(TOKENS) + 3,  # a model may have more logits than tokens
         grammar=Grammar.from_json_schema(SCHEMA, vocabulary),
     )

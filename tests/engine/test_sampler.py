@@ -203,7 +203,8 @@ def test_log_probabilities_are_the_models() -> None:
     assert choice.logprob == pytest.approx(logprobs[3], abs=1e-6)
     assert [i for i, _ in choice.top] == [1, 2, 4]
     assert [x for _, x in choice.top] == pytest.approx([logprobs[i] for i in (1, 2, 4)], abs=1e-6)
-    assert make().sample(LOGITS).top == []
+    unasked = make().sample(LOGITS)
+    assert (unasked.logprob, unasked.top) == (None, [])
     assert [i for i, _ in make(n_probs=99).sample(LOGITS).top] == [i for i, _ in naive.rank(LOGITS)]
 
 

@@ -241,16 +241,19 @@ def largest(logits: Floats, k: int) -> Ids:
     n, n_groups = len(logits), len(logits) // GROUP
     if k >= n:
         return np.arange(n)
+    if k == 1:
+        return np.array([logits.argmax()])
+    places: Ids | None = None
     near = logits
     if k <= n_groups:
         maxima = logits[: n_groups * GROUP].reshape(GROUP, n_groups).max(axis=0)
-        not_below = logits >= np.partition(maxima, n_groups - k)[n_groups - k]
-        if np.count_nonzero(not_below) < n // 4:  # more only if very many are equal
-            near = logits[not_below]
+        places = np.flatnonzero(logits >= np.partition(maxima, n_groups - k)[n_groups - k])
+        near = logits[places]
     least = np.partition(near, len(near) - k)[len(near) - k]
-    above = np.flatnonzero(logits > least)
-    equal = np.flatnonzero(logits == least)[: k - len(above)]
-    return np.sort(np.concatenate((above, equal)))
+    above = np.flatnonzero(near > least)
+    equal = np.flatnonzero(near == least)[: k - len(above)]
+    kept = np.sort(np.concatenate((above, equal)))
+    return kept if places is None else places[kept]
 
 
 def count_above(descending: Floats, bound: float) -> int:

@@ -16,6 +16,7 @@ mt19937: with one seed the two do not choose alike.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import secrets
 from array import array
@@ -54,12 +55,13 @@ MOST_ASKED, SPARE = 128, 64
 class Choice:
     """A chosen token.
 
-    `logprob`  natural logarithm of its probability under the model, before any setting changed it
+    `logprob`  natural logarithm of its probability under the model, before any setting changed it; None unless
+               n_probs was asked for
     `top`      the n_probs likeliest tokens under the model and their log-probabilities, likeliest first
     """
 
     token_id: int
-    logprob: float
+    logprob: float | None
     top: list[tuple[int, float]] = field(default_factory=list)
 
 
@@ -149,7 +151,9 @@ class Sampler:
         token_id = candidates.token(rank)
         if self.settings.post_sampling_probs:
             return self._choice_after(candidates, rank, token_id)
-        return self._choice(logits, best, token_id)
+        if self.settings.n_probs > 0:
+            return Choice(token_id, *self._probabilities(logits, best, token_id))
+        return Choice(token_id, None)
 
     def _chain(self) -> tuple[str, ...]:
         """Names of the steps between biases and draw, without those that are off or cannot matter."""
@@ -194,9 +198,10 @@ class Sampler:
         Asking for the likeliest one by one takes 2 µs each, where a mask may take 8 ms.
         """
         if n_wanted is not None and n_wanted <= MOST_ASKED:
-            allowed = [token_id for token_id in candidates.likeliest(n_wanted + SPARE) if grammar.allows(token_id)]
-            if len(allowed) >= n_wanted:
-                candidates.keep_ids(allowed[:n_wanted])
+            likeliest = (i for i in candidates.likeliest(n_wanted + SPARE) if grammar.allows(i))
+            allowed = list(itertools.islice(likeliest, n_wanted))
+            if len(allowed) == n_wanted:
+                candidates.keep_ids(allowed)
                 return
         mask = np.zeros(self.n_vocab, np.bool_)  # a model may have more logits than tokens: these are ruled out
         known = grammar.allowed()[: self.n_vocab]
@@ -271,17 +276,16 @@ class Sampler:
 
     def score(self, logits: Floats, token_id: int) -> tuple[float, list[tuple[int, float]]]:
         """The log-probability of a token under the model, and the n_probs likeliest ones."""
-        choice = self._choice(logits, _usable_maximum(logits), token_id)
-        return choice.logprob, choice.top
+        return self._probabilities(logits, _usable_maximum(logits), token_id)
 
-    def _choice(self, logits: Floats, best: float, token_id: int) -> Choice:
+    def _probabilities(self, logits: Floats, best: float, token_id: int) -> tuple[float, list[tuple[int, float]]]:
         log_sum = math.log(Mass(exponentials(logits, best)).total) + best
         top: list[tuple[int, float]] = []
         if self.settings.n_probs > 0:
             ids = largest(logits, self.settings.n_probs)
             ids = ids[np.argsort(-logits[ids], kind="stable")]
             top = [(token_id, float(logits[token_id]) - log_sum) for token_id in ids.tolist()]
-        return Choice(token_id, float(logits[token_id]) - log_sum, top)
+        return float(logits[token_id]) - log_sum, top
 
 
 def _usable_maximum(logits: Floats) -> float:
