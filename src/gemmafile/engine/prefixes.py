@@ -161,6 +161,13 @@ class Prefixes:
         """A sequence that neither takes from the tree nor leaves anything in it."""
         return Lease(Sequence(self.pages), [], keep=False)
 
+    def publish(self, lease: Lease) -> None:
+        """A private sequence, all of it computed, is for everyone from now on."""
+        assert not lease.keep
+        lease.keep = True
+        self._root.writers.append(lease)
+        self.commit(lease)
+
     def commit(self, lease: Lease) -> None:
         """What a sequence holds has been computed: its full pages are for everyone."""
         table, n_full = lease.sequence.table, len(lease) // PAGE

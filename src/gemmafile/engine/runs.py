@@ -22,6 +22,7 @@ class Run:
     tokens    those of the prompt, then the chosen ones; the cache holds the first `n_computed` of them
     lease     None while the run waits, for the first time or after its pages were taken away
     n_cached  tokens of the prompt that did not have to be computed
+    is_fetched  False while a file with the beginning of the prompt is being read
     """
 
     job: Job
@@ -35,6 +36,7 @@ class Run:
     n_chosen: int = 0
     n_cached: int = 0
     n_scored: int = 0
+    is_fetched: bool = True
     was_started: bool = False
     started_s: float = 0.0
     chosen_s: float = 0.0
@@ -55,6 +57,9 @@ class Run:
     @property
     def is_embedding(self) -> bool:
         return self.job.pooling is not None
+
+    def meet_fetched(self) -> None:
+        self.is_fetched = True
 
     def is_late(self, now_s: float) -> bool:
         return self.job.deadline_s is not None and now_s - self.submitted_s > self.job.deadline_s
@@ -108,6 +113,10 @@ class Slot:
     n_prompt: int = 0
     n_cached: int = 0
     freed: int = 0
+
+    def hold(self, token_ids: list[int]) -> None:
+        """These tokens came out of a file, or went."""
+        self.token_ids, self.n_prompt, self.n_cached = token_ids, len(token_ids), 0
 
     def view(self, n_context: int) -> dict[str, Any]:
         """As llama.cpp's /slots shows it, texts left out."""

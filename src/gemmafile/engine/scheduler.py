@@ -11,10 +11,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gemmafile.engine.archive import Archive
 from gemmafile.engine.engine import Engine
 from gemmafile.engine.jobs import (
     KINDS,
@@ -27,6 +29,7 @@ from gemmafile.engine.jobs import (
     Progress,
     Reason,
     Scores,
+    SlotDone,
     Token,
 )
 from gemmafile.engine.pages import OutOfPages
@@ -34,7 +37,7 @@ from gemmafile.engine.passes import Pace, Plan, make_batch, plan_pass
 from gemmafile.engine.prefixes import Node, Prefixes, common_length
 from gemmafile.engine.runs import Pooling, Run, Slot
 from gemmafile.engine.samplers import Samplers, TokenTable
-from gemmafile.errors import BadSettings, ContextOverflow, GemmafileError
+from gemmafile.errors import BadFile, BadSettings, ContextOverflow, GemmafileError
 from gemmafile.model.batch import PAGE
 
 WORTH_WAITING = 32
@@ -51,18 +54,20 @@ class Scheduler:
 
     def __init__(
         self, engine: Engine, tokens: TokenTable, *, n_slots: int = 4, queue_limit: int = 256,
-        idle_bytes: int = IDLE_BYTES, pass_s: float = 0.1,
+        idle_bytes: int = IDLE_BYTES, pass_s: float = 0.1, cache_folder: Path | None = None,
     ):  # fmt: skip
         """
         n_slots      jobs that run at once · queue_limit  jobs that may wait; one more is told to come later
         idle_bytes   memory for what ended answers leave in the cache; 0: nothing is kept
         pass_s       seconds that a pass which writes answers may take with a chunk of prompts beside them
+        cache_folder where prompts that were read outlive the process
         """
         if n_slots < 1:
             raise BadSettings(f"--parallel is {n_slots}, expected 1 or more")
         self.engine, self.queue_limit = engine, queue_limit
         most_idle = max(idle_bytes // engine.cache.page_bytes, pages_of(engine.n_context)) if idle_bytes else 0
         self.prefixes = Prefixes(engine.pages, most_idle)
+        self.archive = Archive(engine, self.prefixes, cache_folder)
         self.slots = [Slot(i) for i in range(n_slots)]
         self._eog_ids = frozenset(tokens.eog_ids)
         self._samplers = Samplers(tokens, engine.config.n_vocab, engine.n_context)
@@ -85,7 +90,7 @@ class Scheduler:
     @property
     def is_idle(self) -> bool:
         """Is there nothing to do until a job comes?"""
-        return not (self._waiting or self._running or self._events)
+        return not (self._waiting or self._running or self._events) and self.archive.is_idle
 
     def submit(self, job: Job) -> None:
         """Queue a job. What cannot be done is told by the next `step`, as `Failed`."""
@@ -96,8 +101,7 @@ class Scheduler:
                 Failed(job.id, 400, "exceed_context_size_error", str(error), None, error.n_prompt, error.n_context)
             )
         except GemmafileError as error:
-            status = error.http_status
-            self._events.append(Failed(job.id, status, KINDS.get(status, "server_error"), str(error)))
+            self._refuse(job.id, error)
         else:
             if len(self._waiting) - self._n_free_slots >= self.queue_limit:
                 self.totals["refused"] += 1
@@ -106,6 +110,10 @@ class Scheduler:
                 return
             self._waiting.append(run)
             self._runs[job.id] = run
+            if self._most_cached(run):
+                run.is_fetched = False
+                if not self.archive.fetch(run.tokens, run.meet_fetched):
+                    run.meet_fetched()
 
     def cancel(self, job_id: int) -> None:
         """End a job where it is; before the next pass. An id that is not (or no longer) there is ignored."""
@@ -142,10 +150,13 @@ class Scheduler:
 
     def step(self) -> list[Event]:
         """One pass, if there is anything to compute; what has happened since the last."""
+        self.archive.poll()
         self._end_late()
         self._admit()
         plan = self._extend(plan_pass(self._running, self._pace, self._turn))
-        if plan.rows:
+        if not plan.rows:
+            self.archive.poll(wait_s=0.01)
+        else:
             self._turn += 1
             start_s = time.perf_counter()
             rows = self._compute(plan)
@@ -284,7 +295,7 @@ class Scheduler:
         for run in list(self._waiting):
             if not self._n_free_slots:
                 return
-            if run.job.slot >= 0 and self.slots[run.job.slot].run is not None:
+            if not run.is_fetched or (run.job.slot >= 0 and self.slots[run.job.slot].run is not None):
                 continue
             most = self._most_cached(run)
             found = self.prefixes.match(run.tokens, most)
@@ -347,6 +358,8 @@ class Scheduler:
         slot.run, slot.n_prompt, slot.n_cached = None, run.n_prompt, run.n_cached
         slot.token_ids = run.tokens[: run.n_computed] if run.lease.keep else []
         slot.freed = self._turn
+        if run.lease.keep and run.n_computed >= run.n_prompt:
+            self.archive.keep(run.job.token_ids)
         self.prefixes.release(run.lease)
         run.lease = None
         self._running.remove(run)
@@ -366,9 +379,7 @@ class Scheduler:
         self._forget(run)
 
     def _fail(self, run: Run, error: GemmafileError) -> None:
-        self._events.append(
-            Failed(run.job.id, error.http_status, KINDS.get(error.http_status, "server_error"), str(error))
-        )
+        self._refuse(run.job.id, error)
         self._forget(run)
 
     def _forget(self, run: Run) -> None:
@@ -379,6 +390,45 @@ class Scheduler:
         else:
             self._waiting.remove(run)
         self.totals["jobs"] += 1
+
+    # --- slots --------------------------------------------------------------------------------------------------
+
+    def change_slot(self, number: int, action: str, slot_id: int, path: Path | None = None) -> None:
+        """Save a slot's tokens with their keys and values to a file, restore them from one, or erase them. What
+        becomes of it comes as `SlotDone` or `Failed`, under this number."""
+        if not 0 <= slot_id < len(self.slots) or action not in ("save", "restore", "erase"):
+            self._refuse(number, BadSettings(f"there is no slot {slot_id}, or nothing called {action!r} to do with it"))
+            return
+        slot = self.slots[slot_id]
+
+        def done(n_tokens: int, n_bytes: int, ms: float, error: GemmafileError | None) -> None:
+            if error is not None:
+                self._refuse(number, error)
+            else:
+                self._events.append(SlotDone(number, slot_id, action, n_tokens, n_bytes, ms))
+
+        def restored(token_ids: list[int], n_bytes: int, ms: float, error: GemmafileError | None) -> None:
+            if slot.run is None and error is None:
+                slot.hold(token_ids)
+            done(len(token_ids), n_bytes, ms, error)
+
+        if action == "erase":
+            n_erased = 0 if slot.run is not None else self.prefixes.forget(slot.token_ids)
+            slot.hold([])
+            done(n_erased, 0, 0.0, None)
+            return
+        assert path is not None
+        if action == "restore":
+            self.archive.restore(path, restored)
+        else:
+            run = slot.run
+            is_kept = run is None or (run.lease is not None and run.lease.keep)
+            computed = run.tokens[: run.n_computed] if run is not None else slot.token_ids
+            self.archive.save(path, computed if is_kept else [], done)
+
+    def _refuse(self, number: int, error: GemmafileError) -> None:
+        status = 400 if isinstance(error, BadFile) else error.http_status
+        self._events.append(Failed(number, status, KINDS.get(status, "server_error"), str(error)))
 
     # --- what is to be seen -------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 from gemmafile.engine.jobs import KINDS, Failed, Job
-from gemmafile.errors import BackendUnavailable, GemmafileError
+from gemmafile.errors import BadSettings, GemmafileError
 from gemmafile.server.frames import LENGTH, encode, pack_event
 
 if TYPE_CHECKING:
@@ -101,12 +101,16 @@ def _work(pipes: Pipes, arguments: dict[str, Any]) -> None:
         idle_bytes = IDLE_BYTES if settings.cache_ram is None else settings.cache_ram << 20
         scheduler = Scheduler(
             model.engine, model.tokenizer, n_slots=settings.parallel, queue_limit=settings.max_queue,
-            idle_bytes=idle_bytes if idle_bytes >= 0 else sys.maxsize,
+            idle_bytes=idle_bytes if idle_bytes >= 0 else sys.maxsize, cache_folder=folder_of(settings.cache_disk),
         )  # fmt: skip
         info: dict[str, Any] = {"n_ctx": model.n_context, "n_slots": settings.parallel, "threads": model.engine.threads}
         info |= {"backend": model.engine.backend.name, "notes": model.engine.notes}
         pipes.send({"ev": "ready", "info": info})
-        Worker(scheduler, pipes).run()
+        Worker(scheduler, pipes, folder_of(settings.slot_save_path)).run()
+
+
+def folder_of(setting: str | None) -> Path | None:
+    return Path(setting) if setting else None
 
 
 def confine_files(arguments: dict[str, Any], say: Any) -> None:
@@ -150,8 +154,8 @@ def confine_calls(arguments: dict[str, Any], say: Any) -> None:
 class Worker:
     """Frames to the scheduler, its events back: one frame for each pass."""
 
-    def __init__(self, scheduler: Scheduler, pipes: Pipes):
-        self.scheduler, self.pipes = scheduler, pipes
+    def __init__(self, scheduler: Scheduler, pipes: Pipes, slot_folder: Path | None = None):
+        self.scheduler, self.pipes, self.slot_folder = scheduler, pipes, slot_folder
         self._told_s = 0.0
         self._told: dict[str, float] = {}
 
@@ -191,7 +195,12 @@ class Worker:
             self.scheduler.submit(job)
 
     def _change_slot(self, frame: dict[str, Any]) -> None:
-        self._refuse(frame["id"], BackendUnavailable("slots cannot be saved yet"))
+        folder, name = self.slot_folder, frame.get("filename")
+        if frame["action"] != "erase" and not (folder and name):
+            self._refuse(frame["id"], BadSettings("there is no folder to save slots to (--slot-save-path)"))
+            return
+        path = folder / name if folder and name else None
+        self.scheduler.change_slot(frame["id"], frame["action"], frame["slot"], path)
 
     def _refuse(self, number: int, error: GemmafileError) -> None:
         kind = KINDS.get(error.http_status, "server_error")
