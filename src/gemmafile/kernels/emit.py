@@ -153,6 +153,16 @@ def load_halves(b: Any, at: Sequence[Any], offset: int = 0) -> Any:
     return half_to_f32(b, v)
 
 
+def load_half_pairs(b: Any, at: Sequence[Any], offset: int) -> tuple[Any, Any]:
+    """The float16 at each of four addresses + offset, and the one behind each: two <4 x float>."""
+    v = ir.Constant(ir.VectorType(I32, len(at)), ir.Undefined)
+    for i, a in enumerate(at):
+        v = b.insert_element(v, load_at(b, a, I32, offset), ir.Constant(I32, i))
+    pairs = b.bitcast(v, ir.VectorType(I16, 2 * len(at)))
+    both = half_to_f32(b, shuffle(b, pairs, pairs, [*range(0, 2 * len(at), 2), *range(1, 2 * len(at), 2)]))
+    return half(b, both, 0), half(b, both, 1)
+
+
 def fma_f32(b: Any, x: Any, y: Any, z: Any) -> Any:
     """x * y + z rounded once, vectors or scalars."""
     name = f"llvm.fma.v{x.type.count}f32" if isinstance(x.type, ir.VectorType) else "llvm.fma.f32"
@@ -372,6 +382,18 @@ def tree_sum_rows(b: Any, rows: Sequence[Any]) -> Any:
     x, y = pairs  # four groups of 4 lanes -> four groups of 2
     four = add(shuffle(b, x, y, [0, 1, 4, 5, 8, 9, 12, 13]), shuffle(b, x, y, [2, 3, 6, 7, 10, 11, 14, 15]))
     return add(shuffle(b, four, four, [0, 2, 4, 6]), shuffle(b, four, four, [1, 3, 5, 7]))
+
+
+def sum_rows(b: Any, rows: Sequence[Any]) -> Any:
+    """Four <16 x i32> -> <4 x i32> of their sums, in the order that takes the fewest shuffles."""
+    lanes = range(0, 16, 4)
+    low, high = ([i for q in lanes for i in (q + o, q + o + 16, q + o + 1, q + o + 17)] for o in (0, 2))
+    pairs = [b.add(shuffle(b, x, y, low), shuffle(b, x, y, high)) for x, y in (rows[:2], rows[2:])]
+    low, high = ([i for q in lanes for i in (q + o, q + o + 1, q + o + 16, q + o + 17)] for o in (0, 2))
+    v = b.add(shuffle(b, *pairs, low), shuffle(b, *pairs, high))
+    while v.type.count > 4:
+        v = b.add(half(b, v, 0), half(b, v, 1))
+    return v
 
 
 def sum_fours(b: Any, v: Any) -> Any:

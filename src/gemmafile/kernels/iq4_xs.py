@@ -66,6 +66,7 @@ def kernels() -> dict[str, Callable[..., None]]:
     from numba.core import types
 
     from gemmafile.kernels import emit, simd
+    from gemmafile.kernels.superblock_streams import Stream
     from gemmafile.kernels.superblocks import SuperBlock, build_kernels, shift_parts
 
     load_32, splat, as_words, as_bytes = simd.load_u8x32, simd.splat_u8x64, simd.u8_as_u16x32, simd.u16_as_u8x64
@@ -80,7 +81,55 @@ def kernels() -> dict[str, Callable[..., None]]:
         q = load_32(p + 8 + 32 * j)
         return look_up(as_bytes(second_by_4(as_words(twice(q, q)))) & splat(types.uint8(15)))
 
-    return build_kernels(SuperBlock(BYTES, 0, chunk, scales, sub_scales=8, offset=CODEBOOK_OFFSET))
+    return build_kernels(
+        SuperBlock(BYTES, 0, chunk, scales, sub_scales=8, offset=CODEBOOK_OFFSET),
+        Stream(BYTES, _stream_chunks, _stream_facts, 8, _STREAM_ORDER, offset=CODEBOOK_OFFSET),
+    )
+
+
+_STREAM_ORDER = (0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15)
+"""Of the pieces of 16 weights: the low halves of 64 bytes, then their high halves, of the same sub-blocks."""
+
+
+def _stream_chunks(b: Any, p: Any) -> list[Any]:
+    """`Stream.chunks`"""
+    from gemmafile.kernels import emit
+    from gemmafile.kernels.q4_k import nibble_chunks
+
+    codebook = (CODEBOOK + CODEBOOK_OFFSET).tolist()
+    return [emit.look_up(b, codebook, q) for q in nibble_chunks(b, p, 8)]
+
+
+def _stream_facts(b: Any, at: Any) -> Any:
+    """`Stream.facts`: of bytes 0 to 15 of each row, 8 sub-scales a row."""
+    import llvmlite.ir as ir
+
+    from gemmafile.kernels import emit
+    from gemmafile.kernels.superblock_streams import Facts, SubScales, halves_of_rows, load_rows
+
+    rows = load_rows(b, at, 0)
+    words = ir.VectorType(emit.I16, 32)
+
+    def spread(*places: int) -> Any:
+        """These bytes of every row, each of them as often as makes 16."""
+        lanes = [16 * row + place for row in range(4) for place in places for _ in range(16 // len(places))]
+        return b.bitcast(emit.shuffle(b, rows, rows, lanes), words)
+
+    def part(v: Any, by: list[int], mask: int) -> Any:
+        """Words shifted right by one of the numbers each, in turn (left, where it is negative), and masked."""
+        right = [max(0, by[i % len(by)]) for i in range(32)]
+        left = [max(0, -by[i % len(by)]) for i in range(32)]
+        moved = b.shl(b.lshr(v, emit.constant(words, right)), emit.constant(words, left))
+        return b.and_(moved, emit.splat_constant(words, mask))
+
+    # Of a word of two copies of a byte the one takes sub-scale 2 j, the other 2 j + 1. Bytes 8 to 15 are not used.
+    low = spread(4, 5, 6, 7, 4, 5, 6, 7)
+    low = b.or_(part(low, [0], 0x000F), part(low, [4], 0x0F00))
+    high = spread(2, 3, 2, 3)
+    high = b.or_(part(high, [-4, 0], 0x0030), part(high, [-2, 2], 0x3000))
+    scales = b.sub(b.bitcast(b.or_(low, high), rows.type), emit.splat_constant(rows.type, 32))
+    (d,) = halves_of_rows(b, rows, 0)
+    return Facts(SubScales(scales, signed=True), d)
 
 
 def _sub_scales_code(b: Any, p: Any) -> Any:

@@ -68,6 +68,7 @@ def kernels() -> dict[str, Callable[..., None]]:
     from numba.core import types
 
     from gemmafile.kernels import emit, simd
+    from gemmafile.kernels.superblock_streams import Stream
     from gemmafile.kernels.superblocks import SuperBlock, build_kernels, sub_words
 
     load_16, splat_16, as_bytes = simd.load_u8x16, simd.splatter("u8", 16), simd.u16_as_u8x64
@@ -83,7 +84,44 @@ def kernels() -> dict[str, Callable[..., None]]:
     def sub_minima(p):
         return minima(load_16(p))
 
-    return build_kernels(SuperBlock(BYTES, 80, chunk, sub_minima, min_scale=82, sub_minima=16, largest=45))
+    return build_kernels(
+        SuperBlock(BYTES, 80, chunk, sub_minima, min_scale=82, sub_minima=16, largest=45),
+        Stream(BYTES, _stream_chunks, _stream_facts, 16, STREAM_ORDER, largest=3),
+    )
+
+
+STREAM_ORDER = tuple(8 * h + 2 * k + i for k in range(4) for h in range(2) for i in range(2))
+"""Of the pieces of 16 weights: bits 0 and 1 of all 64 bytes, then bits 2 and 3, and so on."""
+
+
+def _stream_chunks(b: Any, p: Any) -> list[Any]:
+    """`Stream.chunks`"""
+    return two_bit_chunks(b, p, 16)
+
+
+def two_bit_chunks(b: Any, p: Any, offset: int) -> list[Any]:
+    """Of the 64 bytes at p + offset bits 0 and 1, then 2 and 3, and so on."""
+    import llvmlite.ir as ir
+
+    from gemmafile.kernels import emit
+    from gemmafile.kernels.superblock_streams import masked, shifted
+
+    q = emit.load_at(b, p, ir.VectorType(emit.I8, 64), offset)
+    return [masked(b, shifted(b, q, [2 * k]), 3) for k in range(4)]
+
+
+def _stream_facts(b: Any, at: Any) -> Any:
+    """`Stream.facts`"""
+    import llvmlite.ir as ir
+
+    from gemmafile.kernels import emit
+    from gemmafile.kernels.superblock_streams import Facts, SubScales, load_rows, masked, shifted
+
+    both = load_rows(b, at, 0)
+    wide = b.zext(masked(b, shifted(b, both, [4]), 15), ir.VectorType(emit.I16, 64))
+    d, min_scale = emit.load_half_pairs(b, at, 80)
+    minima = [emit.half(b, wide, h) for h in range(2)]
+    return Facts(SubScales(masked(b, both, 15)), d, min_scale, minima)
 
 
 def two_bit_reader(offset: int) -> Any:

@@ -20,7 +20,7 @@ import numpy as np
 
 from gemmafile.kernels.activations import quantize_int8
 from gemmafile.kernels.blocks import Integers, multiply_blocks, read_half, read_nibbles, split_blocks
-from gemmafile.kernels.q2_k import read_two_bits, two_bit_reader
+from gemmafile.kernels.q2_k import STREAM_ORDER, read_two_bits, two_bit_chunks, two_bit_reader
 
 BLOCK, BYTES = 256, 110
 ACTIVATIONS = 256
@@ -71,6 +71,7 @@ def kernels() -> dict[str, Callable[..., None]]:
     from numba.core import types
 
     from gemmafile.kernels import simd
+    from gemmafile.kernels.superblock_streams import Stream
     from gemmafile.kernels.superblocks import SuperBlock, build_kernels, by_chunk, sub_words
 
     load_32, join, as_bytes = simd.load_u8x32, simd.join_u8x32, simd.u16_as_u8x64
@@ -88,7 +89,49 @@ def kernels() -> dict[str, Callable[..., None]]:
         product = as_bytes(q * scale_words(j, s)) - as_bytes(q << 5)
         return product + where_high(j, join(high, high), sub_bytes(j, rest, rest))
 
-    return build_kernels(SuperBlock(BYTES, 108, chunk, None, offset=127))
+    return build_kernels(
+        SuperBlock(BYTES, 108, chunk, None, offset=127),
+        Stream(BYTES, _stream_chunks, _stream_facts, 16, STREAM_ORDER, offset=4, largest=7),
+    )
+
+
+def _stream_chunks(b: Any, p: Any) -> list[Any]:
+    """`Stream.chunks`"""
+    import llvmlite.ir as ir
+
+    from gemmafile.kernels import emit
+    from gemmafile.kernels.superblock_streams import masked, shifted
+
+    high = emit.load_at(b, p, ir.VectorType(emit.I8, 32))
+    # Bit k of the first 32 bytes, bit 4 + k of their copy, is bit 2 of a weight of chunk k.
+    high = shifted(b, emit.shuffle(b, high, high, range(64)), [0, 4])
+    thirds = [masked(b, shifted(b, high, [by]), 4) for by in (-2, -1, 0, 1)]
+    return [b.or_(q, third) for q, third in zip(two_bit_chunks(b, p, 32), thirds, strict=True)]
+
+
+def _stream_facts(b: Any, at: Any) -> Any:
+    """`Stream.facts`: bytes 94 to 109 of each row, in which the sub-scales are bytes 2 to 13 and the scale the last."""
+    import llvmlite.ir as ir
+
+    from gemmafile.kernels import emit
+    from gemmafile.kernels.superblock_streams import Facts, SubScales, halves_of_rows, load_rows, masked
+
+    rows = load_rows(b, at, 94)
+
+    def spread(places: list[int], *by: int) -> Any:
+        """Bytes of every row, each part of them shifted right by a number."""
+        v = emit.shuffle(b, rows, rows, [16 * row + i for row in range(4) for i in places])
+        words = b.bitcast(v, ir.VectorType(emit.I16, 32))
+        numbers = [by[i % 8 * len(by) // 8] for i in range(32)]
+        return b.bitcast(b.lshr(words, emit.constant(words.type, numbers)), v.type)
+
+    low = masked(b, spread([*range(2, 10)] * 2, 0, 4), 15)
+    high = masked(b, spread([*range(10, 14)] * 4, 0, 2, 4, 6), 3)
+    words = b.bitcast(high, ir.VectorType(emit.I16, 32))
+    high = b.bitcast(b.shl(words, emit.splat_constant(words.type, 4)), rows.type)
+    scales = b.sub(b.or_(low, high), emit.splat_constant(rows.type, 32))
+    (d,) = halves_of_rows(b, rows, 14)
+    return Facts(SubScales(scales, signed=True), d)
 
 
 def _make_where_high(j: int) -> Any:

@@ -72,6 +72,7 @@ def kernels() -> dict[str, Callable[..., None]]:
     from numba.core import types
 
     from gemmafile.kernels import emit, simd
+    from gemmafile.kernels.superblock_streams import Stream
     from gemmafile.kernels.superblocks import SuperBlock, build_kernels, shift_parts
 
     load_32, join, splat = simd.load_u8x32, simd.join_u8x32, simd.splat_u8x64
@@ -84,8 +85,57 @@ def kernels() -> dict[str, Callable[..., None]]:
         return as_bytes(second_by_4(as_words(join(q, q)))) & splat(types.uint8(15))
 
     return build_kernels(
-        SuperBlock(BYTES, 0, chunk, sub_scale_reader(4), sub_scales=8, min_scale=2, sub_minima=8, largest=15)
+        SuperBlock(BYTES, 0, chunk, sub_scale_reader(4), sub_scales=8, min_scale=2, sub_minima=8, largest=15),
+        Stream(BYTES, _stream_chunks, stream_facts, 8, STREAM_ORDER, largest=15),
     )
+
+
+STREAM_ORDER = (0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15)
+"""Of the pieces of 16 weights, where 64 bytes' low halves come before their high halves."""
+
+
+def _stream_chunks(b: Any, p: Any) -> list[Any]:
+    """`Stream.chunks`"""
+    return nibble_chunks(b, p, 16)
+
+
+def nibble_chunks(b: Any, p: Any, offset: int) -> list[Any]:
+    """The low and the high halves of the first 64 bytes at p + offset, then those of the last."""
+    import llvmlite.ir as ir
+
+    from gemmafile.kernels import emit
+    from gemmafile.kernels.superblock_streams import masked, shifted
+
+    both = [emit.load_at(b, p, ir.VectorType(emit.I8, 64), offset + 64 * i) for i in range(2)]
+    return [masked(b, shifted(b, q, [by]), 15) for q in both for by in (0, 4)]
+
+
+def stream_facts(b: Any, at: Any) -> Any:
+    """`Stream.facts`: bytes 0 to 15 of each row; sub-scales and sub-minima are put together for all rows at once."""
+    import llvmlite.ir as ir
+
+    from gemmafile.kernels import emit
+    from gemmafile.kernels.superblock_streams import Facts, SubScales, halves_of_rows, load_rows, masked
+
+    rows = load_rows(b, at, 0)
+    ints = b.bitcast(rows, ir.VectorType(emit.I32, 16))
+
+    def moved(v: Any, *by: int) -> Any:
+        """Integers shifted right, by one number for each of a row's four."""
+        return b.lshr(v, emit.constant(v.type, [by[i % 4] for i in range(16)]))
+
+    # Of a row's integers s[0:4] and m[0:4] are 1 and 2, their top bits those of s[4:8] and m[4:8]; 3 has the rest.
+    first = masked(b, rows, 63)
+    rest = emit.shuffle(b, ints, ints, [4 * row + i for row in range(4) for i in (0, 3, 3, 0)])
+    rest = masked(b, b.bitcast(moved(rest, 0, 0, 4, 0), rows.type), 15)
+    top = masked(b, b.bitcast(moved(ints, 2, 2, 2, 2), rows.type), 48)
+    last = b.or_(rest, top)
+    # s[0:4], s[4:8], m[0:4], m[4:8] of each row.
+    places = [16 * row + i for row in range(4) for i in (*range(4, 8), *range(68, 72), *range(8, 12), *range(72, 76))]
+    both = emit.shuffle(b, first, last, places)
+    minima = emit.shuffle(b, both, both, [16 * row + 8 + i for row in range(4) for i in range(8)])
+    d, min_scale = halves_of_rows(b, rows, 0, 2)
+    return Facts(SubScales(both), d, min_scale, [b.zext(minima, ir.VectorType(emit.I16, 32))])
 
 
 def sub_scale_reader(offset: int) -> Any:

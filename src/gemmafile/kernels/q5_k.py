@@ -13,12 +13,13 @@ Activations are int8 in blocks of 256.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from gemmafile.kernels.activations import quantize_int8
 from gemmafile.kernels.blocks import Integers, multiply_blocks, read_half, read_nibbles, split_blocks
-from gemmafile.kernels.q4_k import read_sub_scales
+from gemmafile.kernels.q4_k import STREAM_ORDER, nibble_chunks, read_sub_scales, stream_facts
 
 BLOCK, BYTES = 256, 176
 ACTIVATIONS = 256
@@ -66,6 +67,7 @@ def kernels() -> dict[str, Callable[..., None]]:
 
     from gemmafile.kernels import emit, simd
     from gemmafile.kernels.q4_k import sub_scale_reader
+    from gemmafile.kernels.superblock_streams import Stream
     from gemmafile.kernels.superblocks import SuperBlock, build_kernels, shift_parts
 
     load_32, join, splat = simd.load_u8x32, simd.join_u8x32, simd.splat_u8x64
@@ -81,5 +83,20 @@ def kernels() -> dict[str, Callable[..., None]]:
         return q | (fifth & splat(types.uint8(16)))
 
     return build_kernels(
-        SuperBlock(BYTES, 0, chunk, sub_scale_reader(4), sub_scales=8, min_scale=2, sub_minima=8, largest=31)
+        SuperBlock(BYTES, 0, chunk, sub_scale_reader(4), sub_scales=8, min_scale=2, sub_minima=8, largest=31),
+        Stream(BYTES, _stream_chunks, stream_facts, 8, STREAM_ORDER, largest=31),
     )
+
+
+def _stream_chunks(b: Any, p: Any) -> list[Any]:
+    """`Stream.chunks`: Q4_K's, and the fifth bits."""
+    import llvmlite.ir as ir
+
+    from gemmafile.kernels import emit
+    from gemmafile.kernels.superblock_streams import masked, shifted
+
+    high = emit.load_at(b, p, ir.VectorType(emit.I8, 32), 16)
+    # Bit 4 m + e of the first 32 bytes, bit 4 m + e + 2 of their copy, is the fifth bit of a weight of chunk 2 m + e.
+    high = shifted(b, emit.shuffle(b, high, high, range(64)), [0, 2])
+    fifths = [masked(b, shifted(b, high, [by]), 16) for by in (-4, -3, 0, 1)]
+    return [b.or_(q, fifth) for q, fifth in zip(nibble_chunks(b, p, 48), fifths, strict=True)]

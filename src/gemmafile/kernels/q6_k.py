@@ -13,6 +13,7 @@ Activations are int8 in blocks of 256.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -67,6 +68,7 @@ def kernels() -> dict[str, Callable[..., None]]:
     from numba.core import types
 
     from gemmafile.kernels import emit, simd
+    from gemmafile.kernels.superblock_streams import Stream
     from gemmafile.kernels.superblocks import SuperBlock, build_kernels, shift_parts
 
     load_64, load_32, join, splat = simd.load_u8x64, simd.load_u8x32, simd.join_u8x32, simd.splat_u8x64
@@ -91,4 +93,36 @@ def kernels() -> dict[str, Callable[..., None]]:
     def scales(p):
         return widen(load_scales(p + 192))
 
-    return build_kernels(SuperBlock(BYTES, 208, chunk, scales, sub_scales=16, offset=32, largest=63))
+    return build_kernels(
+        SuperBlock(BYTES, 208, chunk, scales, sub_scales=16, offset=32, largest=63),
+        Stream(BYTES, _stream_chunks, _stream_facts, 16, offset=32, largest=63),
+    )
+
+
+def _stream_chunks(b: Any, p: Any) -> list[Any]:
+    """`Stream.chunks`"""
+    import llvmlite.ir as ir
+
+    from gemmafile.kernels import emit
+    from gemmafile.kernels.superblock_streams import masked, shifted
+
+    chunks = []
+    for h in range(2):
+        low = emit.load_at(b, p, ir.VectorType(emit.I8, 64), 64 * h)
+        high = emit.load_at(b, p, ir.VectorType(emit.I8, 32), 128 + 32 * h)
+        two = emit.shuffle(b, high, high, range(64))
+        for by, to_4 in ((0, (-4, -2)), (4, (0, 2))):
+            bits = masked(b, shifted(b, two, to_4), 0x30)
+            chunks.append(b.or_(masked(b, shifted(b, low, [by]), 15), bits))
+    return chunks
+
+
+def _stream_facts(b: Any, at: Any) -> Any:
+    """`Stream.facts`"""
+    import llvmlite.ir as ir
+
+    from gemmafile.kernels import emit
+    from gemmafile.kernels.superblock_streams import Facts, RowScales
+
+    scales = [emit.load_at(b, p, ir.VectorType(emit.I8, 16), 192) for p in at]
+    return Facts(RowScales(scales), emit.load_halves(b, at, 208))

@@ -60,7 +60,7 @@ class Quad:
 def build_kernels(f: Quad) -> dict[str, Callable[..., None]]:
     from gemmafile.kernels import batch_amx, quads_amx
 
-    matvec = make_matvec([_make_walk(f, n) for n in (1, 2, 3, 4)], 32, QUAD_BYTES)
+    matvec = make_matvec([_make_walk(f, n) for n in (1, 2, 3, 4)], 32, f.bytes, QUAD_BYTES)
     return {
         "matvec": matvec, "matmul": _make_matmul(f), "matmul_amx": quads_amx.make_matmul(f),
         "batch_amx": batch_amx.make_quads(f),
@@ -76,7 +76,7 @@ def _make_walk(f: Quad, n_tokens: int) -> Any:
     bytes_, halves = f.bytes, f.halves
     vector, four, u64 = emit.vec("i32", 16), emit.vec("f32", 4), emit.vec("u8", 64)
     sums, floats = types.UniTuple(vector, n_tokens), types.UniTuple(four, n_tokens)
-    prefetch_quad, ahead = simd.prefetcher(4 * f.bytes, level=1), AHEAD_BYTES
+    prefetch_quad, ahead_bytes = simd.prefetcher(4 * f.bytes, level=1), AHEAD_BYTES
     row_sums = emit.make(sums, [u64, u64, emit.address], _row_sums_code(f, n_tokens))
     add_quad = emit.make(floats, [floats, *[sums] * 4, *[emit.address] * 8], _add_quad_code(f))
     zeros = emit.make(floats, [], lambda b: tiles.join(b, [emit.splat_constant(four.llvm, 0.0)] * n_tokens))
@@ -88,13 +88,14 @@ def _make_walk(f: Quad, n_tokens: int) -> Any:
         return row_sums(low, high, a)
 
     @simd.device
-    def walk(p0, p1, p2, p3, r1, r2, r3, n_blocks, a, stride, out, out_stride):
+    def walk(p0, p1, p2, p3, r1, r2, r3, n_blocks, near, leap, a, stride, out, out_stride):
         acc = zeros()
         whole, left = n_blocks >> 2, n_blocks & 3
         o1, o2, o3 = bytes_, 2 * bytes_, 3 * bytes_
         for quad in range((n_blocks + 3) >> 2):
             if quad == whole:
                 o1, o2, o3 = min(1, left - 1) * bytes_, min(2, left - 1) * bytes_, (left - 1) * bytes_
+            ahead = ahead_bytes if 4 * quad < near else ahead_bytes + leap
             prefetch_quad(p0 + ahead)
             prefetch_quad(p1 + ahead)
             prefetch_quad(p2 + ahead)
@@ -187,19 +188,12 @@ def _add_quad_code(f: Quad) -> Callable[..., Any]:
 
 def _scales_of_rows(b: Any, at: Any, added_at: int | None) -> tuple[Any, Any]:
     """The float16 at four addresses as <4 x float>, and those at `added_at`, right behind them, or None."""
-    import llvmlite.ir as ir
-
     from gemmafile.kernels import emit
 
     if added_at is None:
         return emit.load_halves(b, at), None
     assert added_at == 2
-    v = ir.Constant(ir.VectorType(emit.I32, 4), ir.Undefined)
-    for i, a in enumerate(at):
-        v = b.insert_element(v, emit.load_at(b, a, emit.I32), ir.Constant(emit.I32, i))
-    pairs = b.bitcast(v, ir.VectorType(emit.I16, 8))
-    both = emit.half_to_f32(b, emit.shuffle(b, pairs, pairs, [0, 2, 4, 6, 1, 3, 5, 7]))
-    return emit.half(b, both, 0), emit.half(b, both, 1)
+    return emit.load_half_pairs(b, at, 0)
 
 
 def nibble_halves(first_byte: int) -> Any:

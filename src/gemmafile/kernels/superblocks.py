@@ -25,7 +25,6 @@ from gemmafile.kernels.packing import (
     SUPER_SUMS_32,
 )  # fmt: skip
 from gemmafile.kernels.streams import (
-    AHEAD_BYTES,
     CHUNK_ROWS,
     COLUMNS,
     OUT,
@@ -36,6 +35,7 @@ from gemmafile.kernels.streams import (
     N,
     make_matvec,
 )  # fmt: skip
+from gemmafile.kernels.superblock_streams import Stream, make_walk
 
 PANEL_BLOCKS = 2
 """Super-blocks in a panel: 2 x 8 KB stay in the first-level cache with their activations."""
@@ -70,159 +70,14 @@ class SuperBlock:
     largest: int = 255
 
 
-def build_kernels(f: SuperBlock) -> dict[str, Callable[..., None]]:
+def build_kernels(f: SuperBlock, stream: Stream) -> dict[str, Callable[..., None]]:
     from gemmafile.kernels import batch_amx, superblocks_amx
 
-    matvec = make_matvec([_make_walk(f, n) for n in (1, 2, 3, 4)], 256, SUPER_BYTES)
+    matvec = make_matvec([make_walk(stream, n) for n in (1, 2, 3, 4)], 256, f.bytes, SUPER_BYTES)
     return {
         "matvec": matvec, "matmul": _make_matmul(f), "matmul_amx": superblocks_amx.make_matmul(f),
         "batch_amx": batch_amx.make_superblocks(f),
     }  # fmt: skip
-
-
-def _make_walk(f: SuperBlock, n_tokens: int) -> Any:
-    """A walk of `streams.py`. Weights are unpacked once for the n tokens."""
-    from numba.core import types
-
-    from gemmafile.kernels import emit, simd, tiles
-
-    bytes_, chunk, scales = f.bytes, f.chunk, f.scales or no_scales()
-    vector, four = emit.vec("i32", 16), emit.vec("f32", 4)
-    sums, floats = types.UniTuple(vector, n_tokens), types.UniTuple(four, n_tokens)
-    prefetch_block, ahead = simd.prefetcher(f.bytes, level=1), AHEAD_BYTES
-    row_sums = emit.make(sums, [emit.vec("u8", 64)] * 4 + [vector, emit.address], _row_sums_code(f, n_tokens))
-    add_block = emit.make(floats, [floats, *[sums] * 4, *[vector] * 4, *[emit.address] * 5], _add_block_code(f))
-    zeros = emit.make(floats, [], lambda b: tiles.join(b, [emit.splat_constant(four.llvm, 0.0)] * n_tokens))
-    store = emit.make(emit.void, [floats, *[emit.address] * 5], tiles.store_lanes)
-
-    @simd.device
-    def walk(p0, p1, p2, p3, o1, o2, o3, n_blocks, a, stride, out, out_stride):
-        acc = zeros()
-        for _ in range(n_blocks):
-            prefetch_block(p0 + ahead)
-            prefetch_block(p1 + ahead)
-            prefetch_block(p2 + ahead)
-            prefetch_block(p3 + ahead)
-            s0, s1, s2, s3 = scales(p0), scales(p1), scales(p2), scales(p3)
-            i0 = row_sums(chunk(p0, 0), chunk(p0, 1), chunk(p0, 2), chunk(p0, 3), s0, a)
-            i1 = row_sums(chunk(p1, 0), chunk(p1, 1), chunk(p1, 2), chunk(p1, 3), s1, a)
-            i2 = row_sums(chunk(p2, 0), chunk(p2, 1), chunk(p2, 2), chunk(p2, 3), s2, a)
-            i3 = row_sums(chunk(p3, 0), chunk(p3, 1), chunk(p3, 2), chunk(p3, 3), s3, a)
-            acc = add_block(acc, i0, i1, i2, i3, s0, s1, s2, s3, p0, p1, p2, p3, a)
-            p0 += bytes_
-            p1 += bytes_
-            p2 += bytes_
-            p3 += bytes_
-            a += stride
-        store(acc, out, o1, o2, o3, out_stride)
-
-    return walk
-
-
-def _row_sums_code(f: SuperBlock, n_tokens: int) -> Callable[..., Any]:
-    """For each token 16 lanes whose sum is I of a row's super-block: its four chunks, its sub-scales, activations."""
-    import llvmlite.ir as ir
-
-    from gemmafile.kernels import emit, tiles
-
-    t = ir.VectorType(emit.I32, 16)
-    zero = emit.splat_constant(t, 0)
-
-    size = 64 // (f.sub_scales or 64)
-    lanes_fit = f.sub_scales > 0 and 4 * 128 * f.largest < 1 << 15
-
-    def code(b: Any, *arguments: Any) -> Any:
-        chunks, (scales, a) = arguments[:4], arguments[4:]
-
-        def dot(acc: Any, j: int, at: int) -> Any:
-            activations = emit.load_at(b, a, chunks[j].type, at + 64 * j)
-            return emit.dot_bytes(b, acc, chunks[j], activations, below_128=f.largest < 128)
-
-        def start_of(at: int) -> Any:
-            if not f.offset:
-                return zero
-            minus_sums = emit.load_at(b, a, t, at + SUPER_MINUS_SUMS)
-            return b.mul(minus_sums, emit.splat_constant(t, f.offset))
-
-        def plain_sum(at: int) -> Any:
-            total = start_of(at)
-            for j in range(4):
-                total = dot(total, j, at)
-            return total
-
-        def scaled_sum(at: int) -> Any:
-            """Lane i of chunk j is of sub-block (16 j + i) // size; minus the sums of 16 q start their first lanes."""
-            start, parts = start_of(at), []
-            for j in range(4):
-                own = emit.shuffle(b, start, zero, [16 if lane % 4 else 4 * j + lane // 4 for lane in range(16)])
-                beside = emit.shuffle(b, scales, scales, [(16 * j + lane) // size for lane in range(16)])
-                parts.append(b.mul(dot(own, j, at), beside))
-            return b.add(b.add(parts[0], parts[1]), b.add(parts[2], parts[3]))
-
-        def scaled_words_sum(at: int) -> Any:
-            """The same where four products fit in 16 bits: a multiplication by words takes two chunks at a time."""
-            total = zero
-            if f.offset:
-                of_16 = emit.shuffle(b, scales, scales, [4 * lane // size for lane in range(16)])
-                total = b.mul(start_of(at), of_16)
-            n = f.sub_scales
-            words = b.trunc(emit.shuffle(b, scales, scales, range(n)), ir.VectorType(emit.I16, n))
-            for j in (0, 2):
-                places = [(16 * (j + i // 4 % 2) + 4 * (i // 8)) // size for i in range(32)]
-                x, y = dot(zero, j, at), dot(zero, j + 1, at)
-                total = emit.add_scaled_words(b, total, x, y, emit.shuffle(b, words, words, places))
-            return total
-
-        sum_of = plain_sum if not f.sub_scales else scaled_words_sum if lanes_fit else scaled_sum
-        return tiles.join(b, [sum_of(token * SUPER_BYTES) for token in range(n_tokens)])
-
-    return code
-
-
-def _add_block_code(f: SuperBlock) -> Callable[..., Any]:
-    """The law's float steps for a super-block of four rows: acc, then I, scales and p of each row, a."""
-    import llvmlite.ir as ir
-
-    from gemmafile.kernels import emit, tiles
-
-    four, n = ir.VectorType(emit.F32, 4), f.sub_minima
-
-    def minima_of_rows(b: Any, scales: Any) -> list[Any]:
-        """The sub-minima of the four rows, one row behind the other, in vectors of 32 words."""
-        pairs = [emit.shuffle(b, s, s, range(f.sub_scales, f.sub_scales + n // 2)) for s in scales]
-        while pairs[0].type.count < 16:
-            both = range(2 * pairs[0].type.count)
-            pairs = [emit.shuffle(b, x, y, both) for x, y in zip(pairs[::2], pairs[1::2], strict=True)]
-        return [b.bitcast(v, ir.VectorType(emit.I16, 32)) for v in pairs]
-
-    def sum_minima(b: Any, minima: list[Any], a: Any, at: int) -> Any:
-        """M of the four rows."""
-        sums = emit.load_at(b, a, ir.VectorType(emit.I16, n), at)
-        beside = emit.shuffle(b, sums, sums, [i % n for i in range(32)])
-        lanes = [emit.dot_words(b, emit.splat_constant(ir.VectorType(emit.I32, 16), 0), v, beside) for v in minima]
-        if n == 16:  # eight lanes a row: fold them to four
-            parts = [[i // 4 * 8 + 4 * h + i % 4 for i in range(16)] for h in range(2)]
-            lanes = [b.add(*(emit.shuffle(b, lanes[0], lanes[1], part) for part in parts))]
-        return emit.sum_fours(b, lanes[0])
-
-    def code(b: Any, acc: Any, *arguments: Any) -> Any:
-        acc, rows = tiles.split(b, acc), [tiles.split(b, row) for row in arguments[:4]]
-        scales, at, a = arguments[4:8], arguments[8:12], arguments[12]
-        by_row = emit.load_halves(b, at, f.d)
-        if n:
-            minima, least_by_row = minima_of_rows(b, scales), emit.load_halves(b, at, f.min_scale)
-        for token in range(len(acc)):
-            here = token * SUPER_BYTES
-            d = emit.splat(b, emit.load_at(b, a, emit.F32, here + SUPER_D), 4)
-            total = emit.tree_sum_rows(b, [row[token] for row in rows])
-            acc[token] = emit.fma_f32(b, b.sitofp(total, four), b.fmul(by_row, d), acc[token])
-            if n:
-                least = sum_minima(b, minima, a, here + (SUPER_SUMS_16 if n == 16 else SUPER_SUMS_32))
-                by = b.fneg(b.fmul(least_by_row, d))
-                acc[token] = emit.fma_f32(b, b.sitofp(least, four), by, acc[token])
-        return tiles.join(b, acc)
-
-    return code
 
 
 def _make_matmul(f: SuperBlock) -> Callable[..., None]:
