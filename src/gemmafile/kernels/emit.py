@@ -388,9 +388,9 @@ def sum_rows(b: Any, rows: Sequence[Any]) -> Any:
     """Four <16 x i32> -> <4 x i32> of their sums, in the order that takes the fewest shuffles."""
     lanes = range(0, 16, 4)
     low, high = ([i for q in lanes for i in (q + o, q + o + 16, q + o + 1, q + o + 17)] for o in (0, 2))
-    pairs = [b.add(shuffle(b, x, y, low), shuffle(b, x, y, high)) for x, y in (rows[:2], rows[2:])]
+    x, y = (b.add(shuffle(b, x, y, low), shuffle(b, x, y, high)) for x, y in (rows[:2], rows[2:]))
     low, high = ([i for q in lanes for i in (q + o, q + o + 1, q + o + 16, q + o + 17)] for o in (0, 2))
-    v = b.add(shuffle(b, *pairs, low), shuffle(b, *pairs, high))
+    v = b.add(shuffle(b, x, y, low), shuffle(b, x, y, high))
     while v.type.count > 4:
         v = b.add(half(b, v, 0), half(b, v, 1))
     return v

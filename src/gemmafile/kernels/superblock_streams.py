@@ -121,8 +121,8 @@ def load_rows(b: Any, at: Sequence[Any], offset: int) -> Any:
     from gemmafile.kernels import emit
 
     parts = [emit.load_at(b, p, ir.VectorType(emit.I8, 16), offset) for p in at]
-    pairs = [emit.shuffle(b, x, y, range(32)) for x, y in (parts[:2], parts[2:])]
-    return emit.shuffle(b, *pairs, range(64))
+    low, high = (emit.shuffle(b, x, y, range(32)) for x, y in (parts[:2], parts[2:]))
+    return emit.shuffle(b, low, high, range(64))
 
 
 def halves_of_rows(b: Any, rows: Any, *places: int) -> list[Any]:
