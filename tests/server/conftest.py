@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gemmafile.settings import ContextSettings
 from tests.server.running import Running, running
 from tests.tiny import write_small
 
@@ -20,4 +21,11 @@ def small_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def server(small_path: Path) -> Iterator[Running]:
     with running(small_path) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def roomy(small_path: Path) -> Iterator[Running]:
+    """With room for descriptions of tools, which take many tokens of so small a vocabulary."""
+    with running(small_path, context=ContextSettings(threads=1, context=2048)) as server:
         yield server
