@@ -55,7 +55,7 @@ def routes(door: Door) -> list[BaseRoute]:
         turn = read_chat_turn(fields, door)
         if turn is None:
             return Json({**_head(door, fields), "message": _message(""), "done": True, "done_reason": "load"})
-        return await _answer(request, door, fields, await prepare(door, turn), _chat_line)
+        return await _answer(request, door, fields, await prepare(door, turn), chat_line)
 
     async def generate(request: Request) -> Response:
         fields = await _read(request, door)
@@ -138,7 +138,7 @@ def _message(text: str, calls: list[Call] | None = None) -> dict[str, Any]:
     return message
 
 
-def _chat_line(text: str, calls: list[Call]) -> dict[str, Any]:
+def chat_line(text: str, calls: list[Call]) -> dict[str, Any]:
     return {"message": _message(text, calls)}
 
 

@@ -19,6 +19,7 @@ from gemmafile.server.openapi_shapes import (
     operation,
     query,
     result,
+    words,
 )
 
 if TYPE_CHECKING:
@@ -34,7 +35,15 @@ def paths(settings: ServeSettings) -> dict[str, Any]:
         return operation(summary, "page", answer, body, **more)
 
     templates = {"prompt_template": STRING, "history_template": STRING, "user": STRING, "bot": STRING}
-    prompt = fields({"messages": array(named("Message")), "mode": STRING, "pieces": FLAG, **templates})
+    prompt = fields(
+        {
+            "messages": array(named("Message"), minItems=1),
+            "mode": words("model", "template", "literal"),
+            "pieces": FLAG,
+            **templates,
+        },
+        "messages",
+    )
     built = result(
         {"tokens": array(COUNT), "stop": array(STRING), "warnings": array(STRING), "pieces": array(array({}))},
         optional="pieces",
