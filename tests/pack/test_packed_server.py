@@ -95,3 +95,13 @@ def test_without_arguments_it_serves(packed: Packed, tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_prompt_or_a_chat_stays_in_the_terminal(words: list[str], command: str) -> None:
     assert wanted_command(words) == command
+
+
+def test_in_private_it_serves_and_leaves_nothing(packed: Packed, tmp_path: Path) -> None:
+    with serving(packed.path, tmp_path, "--private") as (process, port, said):
+        wait_ready(port)
+        status, _ = ask(port, "POST", "/completion", {"prompt": "Once upon", "n_predict": 3})
+        assert status == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(WAIT_S) == 0, said
+    assert not list(tmp_path.rglob("*"))

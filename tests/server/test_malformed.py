@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import socket
 import time
 from collections.abc import Iterator
@@ -209,3 +210,21 @@ def _status(client: socket.socket) -> int:
 def _resident_mb() -> float:
     with open("/proc/self/statm", encoding="ascii") as f:
         return int(f.read().split()[1]) * 4096 / 1e6
+
+
+def test_what_all_bodies_take_together_is_bounded(small_path: Path) -> None:
+    with running(small_path) as server:
+        server.door.limits.pool.most = 3_000_000
+        waiting = [socket.create_connection(("127.0.0.1", server.port), timeout=60) for _ in range(4)]
+        for client in waiting:
+            client.sendall(_head("POST", "/completion", "content-length: 1000001") + b" " * 1_000_000)
+        answered, _, _ = select.select(waiting, [], [], 30)  # the others are waited for, as they may go on
+        statuses = [_status(client) for client in answered]
+        for client in waiting:
+            client.close()
+        assert statuses == [503]
+        end_s = time.monotonic() + 10
+        while server.door.limits.pool.used:
+            assert time.monotonic() < end_s
+            time.sleep(0.02)
+        assert server.post("/tokenize", {"content": "x"}).status == 200

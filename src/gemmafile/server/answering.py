@@ -34,7 +34,7 @@ from gemmafile.settings import SamplingSettings
 
 __all__ = [
     "Ask", "Event", "EventStream", "Finished", "Progress", "Scores", "TextPiece", "answer", "begin", "chat_prompt",
-    "collect", "merge", "prompt_ids", "stream_until_disconnect",
+    "collect", "encode_away", "merge", "prompt_ids", "stream_until_disconnect",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -123,7 +123,7 @@ async def prompt_ids(door: Door, text: str, *, parse_special: bool = True, add_s
         doubled = parse_special and tokenizer.starts_with_bos(text)
         return tokenizer.encode(text, add_special=add_special and not doubled, parse_special=parse_special)
 
-    return await _somewhere(encode, len(text))
+    return await encode_away(encode, len(text))
 
 
 async def chat_prompt(
@@ -146,19 +146,19 @@ async def chat_prompt(
         variables["tools"] = list(tools)
     if door.system and isinstance(messages, list) and not _has_system(messages):
         messages = [{"role": "system", "content": door.system}, *messages]
-    n_chars = sum(len(str(message)) for message in messages) if isinstance(messages, (list, tuple)) else 0
 
     def encode() -> list[int]:
         return door.chat_template.encode(messages, add_generation_prompt, **variables)
 
-    return await _somewhere(encode, n_chars)
+    return await asyncio.to_thread(encode)  # a template may take up to its 1.5 s
 
 
 def _has_system(messages: Sequence[Any]) -> bool:
     return any(isinstance(m, Mapping) and m.get("role") in ("system", "developer") for m in messages)
 
 
-async def _somewhere(encode: Callable[[], list[int]], n_chars: int) -> list[int]:
+async def encode_away(encode: Callable[[], list[int]], n_chars: int) -> list[int]:
+    """What `encode` makes of a text of so many characters; of a long one on another thread."""
     return await asyncio.to_thread(encode) if n_chars > LONG_TEXT else encode()
 
 
@@ -206,7 +206,7 @@ async def answer(door: Door, ask: Ask) -> AsyncGenerator[Event, None]:
         raise bad_request("this server filters answers: it does not tell the probabilities of their tokens", "n_probs")
     if ask.token_ids:
         check_ask(door, ask)
-        ask = replace(ask, token_ids=await _somewhere(lambda: door.filters.change_ids(ask.token_ids), LONG_TEXT + 1))
+        ask = replace(ask, token_ids=await encode_away(lambda: door.filters.change_ids(ask.token_ids), LONG_TEXT + 1))
     async with aclosing(_filtered(door, ask)) as events:
         async for event in events:
             yield event

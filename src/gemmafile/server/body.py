@@ -11,7 +11,7 @@ import asyncio
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -23,8 +23,17 @@ T = TypeVar("T")
 
 MAX_INT = 2**63 - 1
 _MAX_BITS = 512
+LARGE_BYTES = 200_000
+"""A larger body is parsed on another thread, so that streams of others go on."""
 MOST_SHOWN = 60
 """Characters of a wrong value that an error repeats."""
+
+
+class Pool:
+    """Bytes of all bodies that are being read at one time."""
+
+    def __init__(self, most: int = 256_000_000):
+        self.most, self.used = most, 0
 
 
 @dataclass(frozen=True)
@@ -32,21 +41,25 @@ class Limits:
     """What a request may cost before it is understood.
 
     `seconds`  in which all of the body has to arrive · `drain_bytes`  read and dropped of a body that is too large:
-    a client that is still sending would not see the answer otherwise
+    a client that is still sending would not see the answer otherwise · `pool`  what all requests take together
     """
 
     max_bytes: int = 16_000_000
     seconds: float = 60.0
     depth: int = 64
     drain_bytes: int = 512_000_000
+    pool: Pool = field(default_factory=Pool)
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:
-    """All bytes of the body. Raises ApiError 413 where they are too many, 408 where they come too slowly."""
+    """All bytes of the body.
+
+    Raises ApiError: 413 where they are too many, 408 where they come too slowly, 503 where too many others come too.
+    """
     declared = request.headers.get("content-length", "")
     too_large = declared.isdigit() and int(declared) > limits.max_bytes
     parts: list[bytes] = []
-    n = 0
+    n = n_kept = 0
     try:
         async with asyncio.timeout(limits.seconds):
             async for part in request.stream():
@@ -58,10 +71,16 @@ async def read_body(request: Request, limits: Limits) -> bytes:
                     break
                 if not too_large:
                     parts.append(part)
+                    limits.pool.used += len(part)
+                    n_kept += len(part)
+                    if limits.pool.used > limits.pool.most:
+                        raise ApiError(503, "the server is reading too many large requests", retry_after=5)
     except TimeoutError:
         raise ApiError(408, f"the request took more than {limits.seconds:g} s to arrive") from None
     except ClientDisconnect:
         raise ApiError(400, "the client went away in the middle of its request") from None
+    finally:
+        limits.pool.used -= n_kept
     if too_large:
         raise ApiError(413, f"the request has more than {limits.max_bytes} bytes")
     return b"".join(parts)
@@ -69,7 +88,10 @@ async def read_body(request: Request, limits: Limits) -> bytes:
 
 async def read_json(request: Request, limits: Limits) -> dict[str, Any]:
     """The body as a JSON object. Raises ApiError."""
-    return json_object(await read_body(request, limits), limits)
+    raw = await read_body(request, limits)
+    if len(raw) > LARGE_BYTES:
+        return await asyncio.to_thread(json_object, raw, limits)
+    return json_object(raw, limits)
 
 
 def json_object(raw: bytes, limits: Limits) -> dict[str, Any]:

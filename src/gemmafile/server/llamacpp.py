@@ -5,7 +5,9 @@ What a model like this has no use for (infill, rerank, adapters) is refused in i
 
 from __future__ import annotations
 
+import asyncio
 import re
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -15,7 +17,7 @@ from starlette.routing import BaseRoute, Route
 
 from gemmafile import __version__
 from gemmafile.engine.jobs import SlotDone
-from gemmafile.server.answering import Ask, until_disconnect
+from gemmafile.server.answering import Ask, encode_away, until_disconnect
 from gemmafile.server.body import Fields, json_object, read_body, read_json
 from gemmafile.server.door import Door
 from gemmafile.server.embedding import as_list, embed, normalize
@@ -149,9 +151,11 @@ class Native:
         add_special = fields.flag("add_special", is_llamafiler)
         parse_special = fields.flag("parse_special", not is_llamafiler)
         ids: list[int] = []
+        encode = self.door.tokenizer.encode
         for place, item in enumerate(content if isinstance(content, list) else [content]):
             if isinstance(item, str):
-                ids += self.door.tokenizer.encode(item, add_special and place == 0, parse_special)
+                ask = partial(encode, item, add_special and place == 0, parse_special)
+                ids += await encode_away(ask, len(item))
             elif isinstance(item, int) and not isinstance(item, bool) and 0 <= item < self.door.tokenizer.n_tokens:
                 ids.append(item)
             else:
@@ -187,7 +191,8 @@ class Native:
         if "messages" not in fields:
             raise bad_request("messages is missing: a list of messages is expected", "messages")
         add = fields.flag("add_generation_prompt", True)
-        return Json({"prompt": self.door.chat_template.render(fields.items("messages"), add, **kwargs)})
+        render = self.door.chat_template.render
+        return Json({"prompt": await asyncio.to_thread(render, fields.items("messages"), add, **kwargs)})
 
     async def embedding(self, request: Request) -> Response:
         fields = Fields(await read_json(request, self.door.limits))
