@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gemmafile import Model
-from gemmafile.cli.perplexity import Score, negative_log_likelihoods
+from gemmafile.measure.perplexity import Score, negative_log_likelihoods
 from tests.cli.conftest import Runner
 from tests.oracles import llamacpp
 from tests.tiny import write_small

@@ -36,6 +36,7 @@ COMMANDS = {
     "verify": ("gemmafile.cli.verify", "is a packed file whole, and who signed it"),
     "extract": ("gemmafile.cli.extract", "the plain GGUF back out of a packed file"),
     "doctor": ("gemmafile.cli.doctor", "what runs on this machine, and what to do about what does not"),
+    "imatrix": ("gemmafile.cli.imatrix", "where precision counts: an importance matrix for quantize"),
     "quantize": ("gemmafile.cli.quantize", "a model made smaller: llama.cpp's formats and mixtures"),
     "perplexity": ("gemmafile.cli.perplexity", "how well a model predicts a text"),
 }

@@ -1,33 +1,28 @@
-"""`gemmafile perplexity`: how well a model predicts a text, by llama.cpp's method, number for number comparable.
+"""`gemmafile perplexity`: how well a model predicts a text, and how far it is from another model.
 
-The text is cut into chunks of n_ctx tokens. Each chunk is read on its own, its first token replaced by BOS where
-the model wants one, and only its second half is scored, so that every scored token has half a chunk before it.
-Source: llama.cpp, tools/perplexity/perplexity.cpp, `perplexity`.
+Perplexity of a text by llama.cpp's method, number for number comparable (`measure/perplexity.py`). With
+--kl-divergence-base the log-probabilities are kept in a file; with --kl-divergence as well, another model is compared
+with them (`measure/divergence.py`).
 """
 
 from __future__ import annotations
 
-import math
-import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gemmafile.cli.flags import HELP, MODEL, add_environment, flags_of, help_text, make_settings, read_words
+from gemmafile.cli.flags import HELP, MODEL, Given, add_environment, flags_of, help_text, make_settings, read_words
 from gemmafile.cli.run import model_path, read_text
 from gemmafile.cli.streams import Streams
-from gemmafile.errors import BadSettings, GemmafileError
+from gemmafile.errors import BadSettings
 from gemmafile.settings import ContextSettings, option
 
 if TYPE_CHECKING:
-    import numpy as np
-
+    from gemmafile.measure.divergence import Base
+    from gemmafile.measure.perplexity import Score
     from gemmafile.model_api import Model
 
-SCORED_ROWS = 64
-"""Rows of logits held at once: 64 MB with Gemma's vocabulary, where a whole chunk would take 500."""
-
 DEFAULT_CONTEXT, SHORTEST_CONTEXT = 512, 4
-LARGEST_MEAN = math.log(sys.float_info.max)
 
 
 @dataclass
@@ -36,36 +31,13 @@ class PerplexitySettings:
 
     file: str | None = option(None, "--file", "-f", help="the text; -: stdin", metavar="FILE")
     n_chunks: int = option(-1, "--chunks", help="chunks to score at most; -1: all", metavar="N")
+    base: str | None = option(
+        None, "--kl-divergence-base", "--save-all-logits", metavar="FILE",
+        help="keep the log-probabilities in this file; with --kl-divergence: compare with those of it",
+    )  # fmt: skip
+    divergence: bool = option(False, "--kl-divergence", help="how far the model is from the base, on the base's text")
     verbose: bool = option(False, "--verbose", "-v", help="show the model, the settings in force and the timings")
     log_disable: bool = option(False, "--log-disable", help="nothing on stderr but errors")
-
-
-@dataclass
-class Score:
-    """Sums over scored tokens of their negative log-likelihood and its square; in natural logarithms."""
-
-    n: int = 0
-    nll: float = 0.0
-    nll_squared: float = 0.0
-    chunks: list[float] = field(default_factory=list)
-
-    def add(self, values: np.ndarray) -> None:
-        """`values`  float64[n]"""
-        self.n += len(values)
-        self.nll += float(values.sum())
-        self.nll_squared += float((values * values).sum())
-
-    @property
-    def perplexity(self) -> float:
-        mean = self.nll / self.n
-        return math.inf if mean >= LARGEST_MEAN else math.exp(mean)
-
-    @property
-    def uncertainty(self) -> float:
-        """Standard error of the perplexity; NaN for a single token."""
-        mean = self.nll / self.n
-        variance = self.nll_squared / self.n - mean * mean
-        return math.sqrt(max(variance, 0.0) / (self.n - 1)) * self.perplexity if self.n > 1 else math.nan
 
 
 def main(words: list[str]) -> int:
@@ -82,6 +54,10 @@ def main(words: list[str]) -> int:
     add_environment(given, flags)
     settings, context = make_settings(PerplexitySettings, given), make_settings(ContextSettings, given)
     streams = Streams(quiet=settings.log_disable, verbose=settings.verbose)
+    if settings.n_chunks == 0:
+        raise BadSettings("--chunks is 0, expected 1 or more, or -1 for all")
+    if settings.divergence:
+        return compare(given, settings, context, streams)
     path = model_path(given)
     if settings.file is None:
         raise BadSettings("which text? give a file: gemmafile perplexity MODEL -f text.txt")
@@ -89,55 +65,66 @@ def main(words: list[str]) -> int:
     n_context = DEFAULT_CONTEXT if context.context is None else context.context
     if n_context < SHORTEST_CONTEXT:
         raise BadSettings(f"-c is {n_context}, expected the length of a chunk, {SHORTEST_CONTEXT} or more")
-    if settings.n_chunks == 0:
-        raise BadSettings("--chunks is 0, expected 1 or more, or -1 for all")
     from gemmafile.model_api import Model
 
     with Model(path, replace(context, context=n_context), say=streams.say) as model:
-        score = measure(model, text, n_context, settings.n_chunks, streams)
+        score = measure(model, text, n_context, settings.n_chunks, streams, settings.base)
     streams.write(f"\nFinal estimate: PPL = {score.perplexity:.4f} +/- {score.uncertainty:.5f}\n")
     return 0
 
 
-def measure(model: Model, text: str, n_context: int, n_chunks: int, streams: Streams) -> Score:
+def measure(
+    model: Model, text: str, n_context: int, n_chunks: int, streams: Streams, base_path: str | None = None
+) -> Score:
     """Scores a text, writing the perplexity so far after each chunk. Raises GemmafileError for a text too short."""
-    token_ids = model.tokenize(text)
-    if len(token_ids) < 2 * n_context:
-        fitting = len(token_ids) // 2
-        smaller = f" or a smaller context (-c {fitting})" if fitting >= SHORTEST_CONTEXT else ""
-        raise GemmafileError(
-            f"the text has {len(token_ids)} tokens, and a context of {n_context} needs {2 * n_context}: "
-            f"give a longer text{smaller}"
-        )
-    n_all = len(token_ids) // n_context
-    n_chunks = n_all if n_chunks < 0 else min(n_chunks, n_all)
-    streams.detail(f"{len(token_ids)} tokens, {n_chunks} chunks of {n_context}")
+    from contextlib import nullcontext
+
+    from gemmafile.measure.divergence import BaseWriter
+    from gemmafile.measure.perplexity import Score, cut_text, negative_log_likelihoods, read_chunk
+
+    chunks = cut_text(model, text, n_context, n_chunks)
+    streams.detail(f"{len(chunks)} chunks of {n_context} tokens")
     score = Score()
-    for i in range(n_chunks):
-        chunk = token_ids[i * n_context : (i + 1) * n_context]
-        score_chunk(model, chunk, score)
-        streams.write(f"[{i + 1}]{score.perplexity:.4f},")
+    with BaseWriter(Path(base_path), chunks, model.config.n_vocab) if base_path else nullcontext() as base:
+        for i, chunk in enumerate(chunks):
+            for logits, token_ids in read_chunk(model, chunk):
+                score.add(negative_log_likelihoods(logits, token_ids))
+                if base is not None:
+                    base.add(logits)
+            streams.write(f"[{i + 1}]{score.perplexity:.4f},")
     return score
 
 
-def score_chunk(model: Model, chunk: list[int], score: Score) -> None:
-    """Adds the second half of a chunk: token j + 1 by the logits of row j, for j from n // 2 to n - 2."""
-    first, engine, tokenizer = len(chunk) // 2, model.engine, model.tokenizer
-    read = [tokenizer.bos_id, *chunk[1:]] if tokenizer.add_bos and tokenizer.bos_id is not None else chunk
-    model.sequence.truncate(0)
-    engine.forward(model.sequence, read[:first], want="none")
-    for start in range(first, len(chunk) - 1, SCORED_ROWS):
-        end = min(start + SCORED_ROWS, len(chunk) - 1)
-        logits = engine.forward(model.sequence, read[start:end], want="all")
-        score.add(negative_log_likelihoods(logits, chunk[start + 1 : end + 1]))
+def compare(given: Given, settings: PerplexitySettings, context: ContextSettings, streams: Streams) -> int:
+    """How far a model is from the base of a file. Raises BadSettings, BadFile."""
+    from gemmafile.measure.divergence import HEADINGS, LEAST_FOR_STATISTICS, Divergence, open_base
+    from gemmafile.measure.perplexity import read_chunk
+    from gemmafile.model_api import Model
+
+    if settings.base is None:
+        raise BadSettings("--kl-divergence compares with a base: give its file (--kl-divergence-base FILE)")
+    base = open_base(Path(settings.base))
+    found, n_chunks = Divergence(), len(base.chunks)
+    if settings.n_chunks > 0:
+        n_chunks = min(n_chunks, settings.n_chunks)
+    with Model(model_path(given), replace(context, context=base.n_context), say=streams.say) as model:
+        check_vocabulary(model, base)
+        streams.write(f"{HEADINGS}\n")
+        for i in range(n_chunks):
+            done = 0
+            for logits, token_ids in read_chunk(model, base.chunks[i].tolist()):
+                found.add(logits, base.rows[i, done : done + len(logits)], token_ids)
+                done += len(logits)
+            streams.write(f"{found.summary().chunk_line(i + 1)}\n")
+    summary = found.summary()
+    if summary.n >= LEAST_FOR_STATISTICS:
+        streams.write("\n" + "\n".join(summary.report()) + "\n")
+    return 0
 
 
-def negative_log_likelihoods(logits: np.ndarray, token_ids: list[int]) -> np.ndarray:
-    """float64[n] for float32[n, V]: log of the sum of exp, less the token's logit; exp in float32, sums in float64."""
-    import numpy as np
-
-    maxima = logits.max(axis=1, keepdims=True)
-    sums = np.exp(logits - maxima).sum(axis=1, dtype=np.float64)
-    chosen = logits[np.arange(len(token_ids)), token_ids].astype(np.float64) - maxima[:, 0]
-    values: np.ndarray = np.log(sums) - chosen
-    return values
+def check_vocabulary(model: Model, base: Base) -> None:
+    """Raises BadSettings where the base's probabilities are of other tokens."""
+    if model.config.n_vocab != base.n_vocab:
+        raise BadSettings(
+            f"{base.path} has probabilities of {base.n_vocab} tokens, and the model has {model.config.n_vocab}"
+        )

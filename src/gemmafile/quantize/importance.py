@@ -189,9 +189,9 @@ def save_importance(path: str | Path, importance: Importance, *, legacy: bool = 
         return
     tensors = []
     for name, entry in sorted(importance.entries.items()):
-        sums = np.ascontiguousarray(entry.sums, np.float32)[None]
+        sums = np.ascontiguousarray(entry.sums, np.float32)
         tensors.append((name + SUMS, "F32", sums.shape, sums))
-        tensors.append((name + COUNTS, "F32", (1, 1), np.array([[entry.count]], np.float32)))
+        tensors.append((name + COUNTS, "F32", (1,), np.array([entry.count], np.float32)))
     metadata = {
         "general.type": "imatrix",
         "imatrix.datasets": Typed(importance.datasets, "string"),
