@@ -172,3 +172,12 @@ def test_what_cannot_be_is_said(words: list[str], message: str, capfd: pytest.Ca
     err = capfd.readouterr().err
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_the_output_is_measured_when_asked_for(tmp_path: Path) -> None:
+    path = write_small(tmp_path / "small.gguf", "llama", embedding_dim=64)
+    words = [str(path), "-f", str(TEXT), "-c", "64", "--chunks", "1", "-o", str(tmp_path / "im.dat"), "--log-disable"]
+    assert main(["imatrix", *words, "--process-output"]) == 0
+    assert "output.weight" in load_importance(tmp_path / "im.dat").entries
+    assert main(["imatrix", *words]) == 0
+    assert "output.weight" not in load_importance(tmp_path / "im.dat").entries

@@ -15,6 +15,7 @@ from gemmafile.model.record import record
 from gemmafile.model.tape import MatMul
 from gemmafile.model_api import Model
 from gemmafile.quantize.importance import Entry, Importance
+from gemmafile.quantize.mixture import OUTPUT
 
 
 class Collector:
