@@ -22,7 +22,7 @@ import numpy as np
 from gemmafile.engine.engine import Engine
 from gemmafile.engine.prefixes import Lease, Prefixes
 from gemmafile.engine.saved import Saved, fingerprint, open_saved, write_saved
-from gemmafile.errors import GemmafileError
+from gemmafile.errors import BadSettings, GemmafileError
 from gemmafile.model.batch import PAGE
 
 LEAST_KEPT = 4
@@ -75,7 +75,7 @@ class Archive:
         kept = list(lease.sequence.token_ids)
         if not kept:
             self._prefixes.release(lease)
-            done(0, 0, 0.0, GemmafileError("there is nothing of this slot in the cache"))
+            done(0, 0, 0.0, BadSettings("there is nothing of this slot in the cache"))
             return
         table = list(lease.sequence.table)
 
