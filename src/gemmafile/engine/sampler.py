@@ -36,6 +36,7 @@ from gemmafile.engine.sampling_options import (
     parse_samplers,
     parse_sampling_seq,
 )
+from gemmafile.engine.shortlist import Shortlist, likeliest_pairs
 from gemmafile.errors import GemmafileError
 from gemmafile.settings import SamplingSettings
 
@@ -97,6 +98,7 @@ class Sampler:
         self._dry = Dry(settings, token_bytes)
         self._first_grammar = grammar
         self._steps = self._chain()
+        self._short = self._make_short()
         self.reset()
 
     def reset(self) -> None:
@@ -129,13 +131,16 @@ class Sampler:
             self.grammar.accept(token_id)
         self.accept_prompt((token_id,))
 
-    def sample(self, logits: Floats) -> Choice:
+    def sample(self, logits: Floats, peaks: Floats | None = None) -> Choice:
         """Chooses a token.
 
         logits  float32[n_vocab], not changed
+        peaks   what a backend's `peaks` says of these logits: saves a search, changes no choice
         Raises GemmafileError if they hold no usable numbers, or if the settings leave no token to choose.
         """
         assert logits.shape == (self.n_vocab,), (logits.shape, self.n_vocab)
+        if self._short is not None and (found := self._sample_short(self._short, logits, peaks)) is not None:
+            return Choice(found, None)
         best = _usable_maximum(logits)
         candidates = Candidates(logits)
         self._add_biases(candidates)
@@ -181,6 +186,44 @@ class Sampler:
         if not {"xtc", "typ_p"} & set(before):
             before = tuple(name for name in before if name in EDITS)
         return (*before, "temperature")
+
+    def _make_short(self) -> Shortlist | None:
+        """What the chain does to the few likeliest, where it looks at no others. None: it does."""
+        s = self.settings
+        is_plain = not (s.n_probs or s.post_sampling_probs or s.mirostat or s.dynatemp_range > 0.0)
+        steps = self._steps
+        if not is_plain or not steps or not set(steps) <= {"top_k", "top_p", "min_p", "temperature"}:
+            return None
+        n_wanted = self._n_wanted(steps[0])
+        n_biased = len(self._bias_ids)
+        if n_wanted is None or n_wanted > MOST_ASKED or n_biased > MOST_ASKED or n_wanted + n_biased >= self.n_vocab:
+            return None
+        return Shortlist(n_wanted, steps, s.top_p, s.min_p, s.min_keep, s.temperature)
+
+    def _sample_short(self, short: Shortlist, logits: Floats, peaks: Floats | None) -> int | None:
+        """The same choice from the likeliest tokens alone. None: it takes all of them."""
+        n_biased, grammar = len(self._bias_ids), self.grammar
+        n = short.n_wanted + n_biased + (SPARE if grammar is not None else 0)
+        found = likeliest_pairs(logits, min(n, self.n_vocab - 1), peaks)
+        if found is None:
+            return None
+        if n_biased:
+            found = self._biased(found, logits)[: len(found) - n_biased]
+        if grammar is not None:
+            allowed = (pair for pair in found if grammar.allows(pair[1]))
+            found = list(itertools.islice(allowed, short.n_wanted))
+        if len(found) < short.n_wanted or found[-1][0] == -math.inf:
+            return None
+        return short.choose(found[: short.n_wanted], self._uniform())
+
+    def _biased(self, found: list[tuple[float, int]], logits: Floats) -> list[tuple[float, int]]:
+        """The likeliest tokens with biases: whoever was moved may have let as many others in."""
+        biases = dict(zip(self._bias_ids.tolist(), self._biases.tolist(), strict=True))
+        with np.errstate(over="ignore"):
+            moved = (logits[self._bias_ids].astype(np.float64) + self._biases).astype(np.float32).tolist()
+        pairs = [pair for pair in found if pair[1] not in biases]
+        pairs += zip(moved, biases, strict=True)
+        return sorted(pairs, key=lambda pair: (-pair[0], pair[1]))
 
     @property
     def _is_greedy(self) -> bool:

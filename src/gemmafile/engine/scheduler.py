@@ -207,6 +207,7 @@ class Scheduler:
 
     def _take_logits(self, plan: Plan, logits: np.ndarray) -> None:
         row = 0
+        peaks = self.engine.backend.peaks(len(logits))
         for run, n in plan.rows:
             assert run.lease is not None
             self.prefixes.commit(run.lease)
@@ -220,16 +221,16 @@ class Scheduler:
                 elif run.job.n_predict == 0:
                     self._end(run, "limit")
                 else:
-                    self._choose(run, rows[-1])
+                    self._choose(run, rows[-1], None if peaks is None else peaks[row - 1])
             except GemmafileError as error:
                 self._fail(run, error)
 
-    def _choose(self, run: Run, logits: np.ndarray) -> None:
+    def _choose(self, run: Run, logits: np.ndarray, peaks: np.ndarray | None) -> None:
         """The next token of an answer. Raises GemmafileError if there is none."""
         assert run.sampler is not None
         has_probs = run.job.sampling.n_probs > 0
         self._tell_progress(run)
-        choice = run.sampler.sample(logits)
+        choice = run.sampler.sample(logits, peaks)
         run.sampler.accept(choice.token_id)
         run.chosen_s = run.chosen_s or time.perf_counter()
         run.n_chosen += 1

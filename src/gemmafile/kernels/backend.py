@@ -16,6 +16,8 @@ from gemmafile.model.weights import ModelWeights
 Trace = Callable[[str, np.ndarray], None]
 """Called with a value's name and float32[T, width] after it is computed; the array is only lent."""
 
+PEAK_GROUP = 128
+
 
 class Backend(Protocol):
     """A replay bound to one tape and one KV cache."""
@@ -28,6 +30,10 @@ class Backend(Protocol):
 
     def run_hidden(self, batch: Batch) -> np.ndarray:
         """As `run`, without the output matrix: the hidden state after the last norm, float32[n_outputs, E]."""
+
+    def peaks(self, n_outputs: int) -> np.ndarray | None:
+        """Of the logits of the last pass the largest of each PEAK_GROUP neighbours, NaN where one is not finite:
+        float32[n_outputs, V / PEAK_GROUP], lent as they are. None: not computed."""
 
     def prepare(self) -> None:
         """The process is about to be confined: start now whatever processes a later pass will need."""

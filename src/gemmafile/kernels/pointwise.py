@@ -23,13 +23,14 @@ def kernels() -> dict[str, Callable[..., None]]:
     from numba.core import types
 
     from gemmafile.kernels import simd
+    from gemmafile.kernels.rounding import larger
 
     f32 = types.float32
     atomic_add, load, load_i32 = simd.atomic_add, simd.load_i64, simd.load_i32
     load_part, store_part = simd.load_part_f32x16, simd.store_part_f32x16
     load_f32, store_f32, fma, fma_scalar = simd.load_f32, simd.store_f32, simd.fma, simd.fma_scalar
     splat, exp, tanh, negate, sqrt = simd.splat_f32x16, simd.exp, simd.tanh, simd.negate, simd.sqrt_scalar
-    sum_lanes = simd.sum_f32x16
+    sum_lanes, max_lanes, load_v = simd.sum_f32x16, simd.max_f32x16, simd.load_f32x16
 
     def norm(op, shared, thread):
         """out = x * (1 / sqrt(mean(x²) + eps)) * weight, for each group of GROUP numbers of a row."""
@@ -125,6 +126,28 @@ def kernels() -> dict[str, Callable[..., None]]:
             for k in range(0, width, 16):
                 store_part(out + 4 * k, load_part(x + 4 * k, width - k), width - k)
 
+    def peaks(op, shared, thread):
+        """out[g] = the largest of numbers 128 g to 128 g + 127, NaN if one of them is not finite; WIDTH is a multiple
+        of 128, the row is cut into pieces of 4096."""
+        width = load(op + WIDTH)
+        pieces = (width + 4095) >> 12
+        n = load(shared + load(op + ROWS)) * pieces
+        while True:
+            task = atomic_add(op + NEXT, 1)
+            if task >= n:
+                return
+            row, piece = simd.quotient(task, pieces), simd.remainder(task, pieces)
+            x, out = load(op + X) + row * load(op + X_STRIDE), load(op + OUT) + row * load(op + OUT_STRIDE)
+            i = 4096 * piece
+            while i < min(width, 4096 * piece + 4096):
+                largest = load_v(x + 4 * i)
+                taint = largest * splat(f32(0))
+                for k in range(1, 8):
+                    v = load_v(x + 4 * i + 64 * k)
+                    largest, taint = larger(v, largest), fma(v, splat(f32(0)), taint)
+                store_f32(out + (i >> 5), max_lanes(largest) + sum_lanes(taint))
+                i += 128
+
     def make_rotate(interleaved):
         first, second = (1, 0) if interleaved else (0, 1)
         step = 2 if interleaved else 1
@@ -157,5 +180,6 @@ def kernels() -> dict[str, Callable[..., None]]:
 
     return {
         "norm": norm, "gelu": gelu, "silu": silu, "add": add, "softcap": softcap, "take_outputs": take_outputs,
+        "peaks": peaks,
         "rotate": make_rotate(False), "rotate_interleaved": make_rotate(True),
     }  # fmt: skip

@@ -29,7 +29,7 @@ from gemmafile.kernels import (
 )
 from gemmafile.kernels.arena import Arena, aligned_bytes
 from gemmafile.kernels.attention_tasks import AttentionTasks
-from gemmafile.kernels.backend import Trace
+from gemmafile.kernels.backend import PEAK_GROUP, Trace
 from gemmafile.kernels.cache import KVCache
 from gemmafile.kernels.compile import Kernels
 from gemmafile.kernels.formats_on import format_module
@@ -143,6 +143,8 @@ class CpuReplay:
         self._embed = next(op for op in tape.ops if isinstance(op, Embed))
         self._records = [record for op in tape.ops for record in self._records_of(op)]
         self._logits, self._hidden = writes(tape.ops[-1])[0], hidden_value(tape)
+        self._peaks = self._add_peaks()
+        self._has_peaks = False
         self._kernels = Kernels(_kernel_names(self._records) | self._attention_tasks.all_kernels, say)
         self._programs: dict[tuple[int, ...], Program] = {}
         self._allocate_pass(max(threads, threads_batch))
@@ -156,11 +158,30 @@ class CpuReplay:
 
     def run(self, batch: Batch, trace: Trace | None = None) -> np.ndarray:
         program = self._start_pass(batch)
+        self._has_peaks = trace is None
         if trace is None:
             self._walk(program.ops)
         else:
             self._walk_traced(program, batch, trace)
         return self._arena.view(self._logits, len(batch.outputs))
+
+    def peaks(self, n_outputs: int) -> np.ndarray | None:
+        return self._peaks[:n_outputs] if self._has_peaks and self._peaks is not None else None
+
+    def _add_peaks(self) -> np.ndarray | None:
+        """One more record behind the tape's, for `peaks`; None where the vocabulary is no multiple of their groups."""
+        width = self._logits.width
+        if width % PEAK_GROUP:
+            return None
+        n = width // PEAK_GROUP
+        found: np.ndarray = aligned_bytes(4 * n * self.max_rows).view(np.float32).reshape(self.max_rows, n)
+        p, arena = pointwise, self._arena
+        fields = {
+            p.X: arena.address(self._logits), p.X_STRIDE: arena.stride(self._logits),
+            p.OUT: found.ctypes.data, p.OUT_STRIDE: 4 * n, p.WIDTH: width,
+        }  # fmt: skip
+        self._records.append(Record("pointwise.peaks", fields, N_OUTPUTS))
+        return found
 
     def run_hidden(self, batch: Batch) -> np.ndarray:
         program = self._start_pass(batch)
