@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model",
         metavar="MODEL",
         type=Path,
-        help="a GGUF (of a split one the first part), a .llamafile, FILE.zip@MEMBER",
+        help="a GGUF (of a split one the first part), a .llamafile, FILE.zip@MEMBER, a checkpoint's folder",
     )
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="default: NAME.FORMAT.llamafile here")
     add_member_arguments(parser)
@@ -87,6 +87,45 @@ def split_args(words: list[str]) -> tuple[list[str], list[str] | None]:
 
 def main(args: argparse.Namespace) -> int:
     """Raises BadSettings, BadFile, GemmafileError."""
+    from gemmafile.files.huggingface.folder import find_folder
+
+    folder = find_folder(args.model)
+    return pack_gguf(args) if folder is None else pack_checkpoint(args, folder)
+
+
+def pack_checkpoint(args: argparse.Namespace, folder: Path) -> int:
+    """Convert a checkpoint beside the file to be, and pack that; its README.md and LICENSE go with it."""
+    import tempfile
+
+    from gemmafile.cli.convert import check_room
+    from gemmafile.convert.to_gguf import choose_format, converted_bytes, write_converted
+    from gemmafile.files.huggingface.checkpoint import Checkpoint
+    from gemmafile.files.huggingface.provenance import file_name
+
+    place = args.output if args.output is not None and args.output.is_dir() else (args.output or Path("x")).parent
+    if not place.is_dir():
+        raise BadSettings(f"{place} is no folder")
+    with Checkpoint(folder) as checkpoint, tempfile.TemporaryDirectory(prefix=".packing-", dir=place) as scratch:
+        if is_gemma(checkpoint.metadata):  # said before hours of work
+            check_licence(args, given_members(args))
+        name = choose_format(checkpoint, "auto")
+        keys = {key: checkpoint.metadata.typed(key) for key in checkpoint.metadata}
+        converted, total = Path(scratch, file_name(keys, name)), converted_bytes(checkpoint, name)
+        check_room(converted, 2 * total)
+        for note in checkpoint.notes:
+            make_say(args.quiet)(note)
+        with Progress(f"converting {folder.name}", total, bytes=True, rate=True, quiet=args.quiet) as progress:
+            write_converted(checkpoint, converted, name, progress.advance)
+        args.model = converted
+        if args.card is None and (folder / "README.md").is_file():
+            args.card = folder / "README.md"
+        if args.license is None and (folder / "LICENSE").is_file():
+            args.license = folder / "LICENSE"
+        return pack_gguf(args)
+
+
+def pack_gguf(args: argparse.Namespace) -> int:
+    """Raises as `main`."""
     from gemmafile.pack.build import build, find_sources, weights_entries
     from gemmafile.pack.edition import Contents
     from gemmafile.pack.layout import ARGS, CARD, ENGINE_LICENCE, NOTICE, SYSTEM, WEIGHTS_LICENCE
