@@ -106,14 +106,16 @@ class Model:
         say: Callable[[str], None] | None = None,
         *,
         n_sequences: int = 1,
+        file: ModelFile | None = None,
     ):
         """Raises BadFile or UnsupportedModel for the file, BadSettings for the settings.
 
         say          gets notices: kernels are being compiled, the reference has to answer. Default: to stderr
         n_sequences  full contexts that the KV cache is to hold, as far as free memory goes: for a `Scheduler`
+        file         the model, where it is open already; it is closed with this
         """
         settings = settings or ContextSettings()
-        self.file: ModelFile = open_model(Path(path), settings, say or _to_stderr)
+        self.file: ModelFile = open_model(Path(path), settings, say or _to_stderr) if file is None else file
         apply_overrides(self.file, settings.override_kv)
         # Read here as well as by the engine: an architecture we do not run is said before anything else is looked at.
         self.config: ModelConfig = read_config(self.file, settings)

@@ -76,7 +76,7 @@ class _Handler(BaseHTTPRequestHandler):
         if parts[0] == "api":
             if rest[:1] == ["tree"]:
                 return self.send([self.entry(folder, name) for name in files])
-            if rest[:1] == ["revision"] and rest[1] not in ("main", COMMIT):
+            if rest[:1] == ["revision"] and rest[1] not in ("main", "float16", COMMIT):
                 return self.send({}, 404, {"X-Error-Code": "RevisionNotFound"})
             siblings = [self.sibling(folder, name) for name in files]
             return self.send({"id": repo, "modelId": repo, "sha": COMMIT, "siblings": siblings, "tags": []})

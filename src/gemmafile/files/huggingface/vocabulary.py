@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import chain, count, repeat
+from operator import contains
 from pathlib import Path
 from typing import Any, Final
 
@@ -139,10 +141,11 @@ def _check_id(path: Path, value: Any) -> int:
 
 @dataclass(frozen=True)
 class _Model:
-    """`tokens`  id -> text · `merges`  pairs, best first"""
+    """`tokens`  id -> text · `merges`  pairs, best first, as texts "left right" or lists · `merged`  what they make"""
 
     tokens: dict[int, str]
-    merges: list[tuple[str, str]]
+    merges: list[Any]
+    merged: list[str]
 
 
 def _check_model(path: Path, table: dict[str, Any]) -> _Model:
@@ -156,25 +159,30 @@ def _check_model(path: Path, table: dict[str, Any]) -> _Model:
     tokens = {_check_id(path, i): text for text, i in vocab.items()}
     if len(tokens) < len(vocab):
         raise BadFile(path, "has two tokens of one id", field="model, vocab")
-    return _Model(tokens, [_check_merge(path, merge) for merge in merges])
+    return _Model(tokens, merges, _join_merges(path, merges))
 
 
-def _check_merge(path: Path, merge: Any) -> tuple[str, str]:
-    pair = merge.split(" ") if isinstance(merge, str) else merge
-    if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], str) or not isinstance(pair[1], str):
-        raise BadFile(path, f"{quote(str(merge))} is no pair of texts", field="model, merges")
-    return pair[0], pair[1]
+def _join_merges(path: Path, merges: list[Any]) -> list[str]:
+    """What each merge makes. Half a million of them: no step of Python for each. Raises BadFile."""
+    kinds = set(map(type, merges))
+    if kinds <= {str}:
+        joined = [merge.replace(" ", "", 1) for merge in merges]
+        if sum(map(len, merges)) == sum(map(len, joined)) + len(merges) and not any(map(contains, joined, repeat(" "))):
+            return joined
+    elif kinds == {list} and set(map(len, merges)) == {2} and set(map(type, chain.from_iterable(merges))) == {str}:
+        return list(map("".join, merges))
+    raise BadFile(path, "holds what is no pair of texts", field="model, merges")
 
 
 def _from_json(folder: Folder, n_vocab: int, table: dict[str, Any], model: _Model) -> _Tokens:
     """A piece scores by its first merge; one that no merge makes is a letter, and scores as high as any."""
     tokens = _Tokens.unused(n_vocab)
-    ranks: dict[str, int] = {}
-    for left, right in model.merges:
-        ranks.setdefault(left + right, len(ranks))
+    ranks = dict(zip(dict.fromkeys(model.merged), map(float, count()), strict=False))
+    texts, scores, types = tokens.texts, tokens.scores, tokens.types
     for i, text in model.tokens.items():
-        kind = BYTE if _BYTE.fullmatch(text) else NORMAL
-        tokens.put(i, text, -float(ranks.get(text, 0)), kind)
+        if i < n_vocab:
+            texts[i], scores[i] = text, -ranks.get(text, 0.0)
+            types[i] = BYTE if text.startswith("<0x") and _BYTE.fullmatch(text) else NORMAL
     unknown = _model_table(table).get("unk_token")
     for i, text in model.tokens.items():
         if text == unknown:
@@ -210,7 +218,8 @@ def _byte_level_keys(folder: Folder, n_vocab: int, table: dict[str, Any], model:
     for i, text in model.tokens.items():
         tokens.put(i, text, 0.0, NORMAL)
     _add_listed(folder, tokens, table)
-    merges = [" ".join(part.replace(" ", "Ġ") for part in pair) for pair in model.merges]
+    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model.merges]
+    merges = [" ".join(part.replace(" ", "Ġ") for part in pair) for pair in pairs]
     return {
         "tokenizer.ggml.model": Typed("gpt2", "string"),
         "tokenizer.ggml.pre": Typed(find_pre_tokenizer(path, table), "string"),

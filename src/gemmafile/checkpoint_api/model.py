@@ -1,0 +1,419 @@
+"""AutoModelForCausalLM: a model by its name, and `generate` with the arguments of transformers.
+
+Weights stay in the format of their file, mapped, unless `torch_dtype` or a quantisation asks for another: then the
+matrices are made anew in memory. Whatever the type of the weights, what flows between the layers is float32, so
+float16 weights do not overflow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from gemmafile.checkpoint_api.arrays import Device, Ids, make_array, read_rows, torch_if_loaded
+from gemmafile.checkpoint_api.generation import DEFAULT_NEW_TOKENS, GenerationConfig, make_choice, process
+from gemmafile.checkpoint_api.sources import find_path, say
+from gemmafile.convert.in_memory import FLOATS, reformat
+from gemmafile.convert.to_checkpoint import TORCH_NAMES, config_json
+from gemmafile.errors import BadSettings, ContextOverflow, nearest
+from gemmafile.files.formats import Format, format_by_name
+from gemmafile.files.gguf import ModelFile
+from gemmafile.files.huggingface.checkpoint import Checkpoint
+from gemmafile.files.open import open_model
+from gemmafile.files.tensors import TensorInfo
+from gemmafile.model_api import Model
+from gemmafile.progress import Progress
+from gemmafile.settings import ContextSettings, from_fields
+
+FORMATS = {name: fmt for fmt, name in TORCH_NAMES.items()} | {"half": "F16", "float": "F32"}
+"""Names of torch's types -> formats."""
+ATTENTION = {None: "cpu", "flash_attention_2": "cpu", "flash_attention_3": "cpu", "sdpa": "cpu", "eager": "reference"}
+"""attn_implementation -> backend: ours is fused and has soft caps and windows; eager is the slow NumPy reference."""
+_OWN = ("threads", "context", "backend", "cache_type_k", "cache_type_v")
+
+
+@dataclass
+class BitsAndBytesConfig:
+    """Weights of 8 or 4 bits, made at load. Options of bitsandbytes' own formats are taken and change nothing."""
+
+    load_in_8bit: bool = False
+    load_in_4bit: bool = False
+
+    def __init__(self, load_in_8bit: bool = False, load_in_4bit: bool = False, **ignored: Any):
+        if load_in_8bit and load_in_4bit:
+            raise BadSettings("load_in_8bit and load_in_4bit were both given: which one?")
+        self.load_in_8bit, self.load_in_4bit = load_in_8bit, load_in_4bit
+
+
+class AutoModelForCausalLM:
+    """`AutoModelForCausalLM.from_pretrained(name)` makes a CausalLM."""
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | PathLike[str], *, revision: str | None = None, torch_dtype: Any = None, dtype: Any = None,
+        device_map: Any = None, quantization_config: Any = None, attn_implementation: str | None = None,
+        load_in_8bit: bool = False, load_in_4bit: bool = False, **options: Any,
+    ) -> CausalLM:  # fmt: skip
+        """A model from a folder, a GGUF, a llamafile or a name of the hub's.
+
+        torch_dtype, dtype   float32, float16, bfloat16 (torch's or names): the type of the matrices; None or "auto":
+                             as they are stored. Quantised files stay as they are
+        device_map           "auto", "cpu", "cuda", a number, a table: there is one device, the CPU; asking for another
+                             is said in a line and runs on the CPU
+        quantization_config  BitsAndBytesConfig or a table with load_in_8bit or load_in_4bit: Q8_0, Q4_0
+        attn_implementation  flash_attention_2, sdpa, None: fused attention · "eager": the reference, slow
+        options              threads, context, cache_type_k, ... of ContextSettings; transformers' others are ignored
+        Raises BadFile, UnsupportedModel, BadSettings; what the hub does not give is a GemmafileError.
+        """
+        if attn_implementation not in ATTENTION:
+            known = [kind for kind in ATTENTION if kind]
+            what = f"attn_implementation is {attn_implementation!r}{nearest(str(attn_implementation), known)}"
+            raise BadSettings(f"{what}: expected {', '.join(known)}")
+        bits = _read_bits(quantization_config, load_in_8bit, load_in_4bit)
+        wanted = _read_dtype(torch_dtype if torch_dtype is not None else dtype)
+        _check_devices(device_map)
+        path = find_path(name, revision)
+        own = {key: value for key, value in options.items() if key in _OWN and value is not None}
+        settings = from_fields(ContextSettings, {"backend": ATTENTION[attn_implementation], **own})
+        file = open_model(path, settings, say)
+        try:
+            changed = _reformatted(file, bits, wanted)
+            return CausalLM(Model(path, settings, say, file=changed), wanted)
+        except BaseException:
+            file.close()
+            raise
+
+
+class CausalLM:
+    """A model in the shape of transformers': `generate`, a call for logits, `config`, `generation_config`.
+
+    `model`  the Model underneath
+    """
+
+    def __init__(self, model: Model, dtype: str | None = None):
+        self.model = model
+        self.config = SimpleNamespace(**_read_config(model))
+        self.generation_config = _read_generation(model)
+        self._dtype = dtype or _own_dtype(model.file)
+
+    @property
+    def device(self) -> Any:
+        """torch.device("cpu") where torch is loaded, else "cpu"."""
+        torch = torch_if_loaded()
+        return Device("cpu") if torch is None else torch.device("cpu")
+
+    @property
+    def dtype(self) -> Any:
+        torch = torch_if_loaded()
+        return TORCH_NAMES[self._dtype] if torch is None else getattr(torch, TORCH_NAMES[self._dtype])
+
+    def to(self, *place: Any, **options: Any) -> CausalLM:
+        """Itself; a device that is not the CPU is said to be missing."""
+        _check_devices(next((p for p in place if isinstance(p, (str, int))), None))
+        return self
+
+    def cuda(self, *place: Any) -> CausalLM:
+        return self.to("cuda")
+
+    def cpu(self) -> CausalLM:
+        return self
+
+    def eval(self) -> CausalLM:
+        return self
+
+    def get_memory_footprint(self) -> int:
+        """Bytes of all tensors as they are computed with."""
+        return sum(info.n_bytes for info in self.model.file.tensors.values())
+
+    def close(self) -> None:
+        self.model.close()
+
+    # --- logits --------------------------------------------------------------------------------------------------
+
+    def __call__(self, input_ids: Any = None, attention_mask: Any = None, **ignored: Any) -> SimpleNamespace:
+        """`.logits` float32[B, T, V]; rows of padding are zeros."""
+        rows, kind = read_rows(input_ids, "input_ids")
+        masks = _read_masks(attention_mask, rows)
+        logits = np.zeros((len(rows), len(rows[0]), self.model.config.n_vocab), np.float32)
+        for i, (row, mask) in enumerate(zip(rows, masks, strict=True)):
+            kept = [t for t, shown in enumerate(mask) if shown]
+            if kept:
+                logits[i, kept] = self.model.logits([row[t] for t in kept])
+        torch = torch_if_loaded() if kind == "pt" else None
+        return SimpleNamespace(logits=logits if torch is None else torch.from_numpy(logits))
+
+    # --- answers -------------------------------------------------------------------------------------------------
+
+    def generate(
+        self, inputs: Any = None, generation_config: Any = None, *, input_ids: Any = None, attention_mask: Any = None,
+        streamer: Any = None, tokenizer: Any = None, logits_processor: Any = None, stopping_criteria: Any = None,
+        num_beams: int = 1, use_cache: bool = True, **values: Any,
+    ) -> Any:  # fmt: skip
+        """Prompts with their answers: ids [B, T], those that ended sooner filled up with the padding token.
+
+        inputs      ids [B, T] or [T], as torch's, NumPy's or lists, or a mapping with input_ids and attention_mask
+        values      fields of GenerationConfig: max_new_tokens, do_sample, temperature, seed, stop_strings ...
+        streamer    gets the prompt and then each token (one prompt only) · tokenizer  for stop_strings
+        logits_processor, stopping_criteria  callables of (ids [1, T], scores [1, V]) as in transformers
+        With return_dict_in_generate: `.sequences`, and `.scores`, `.logits` if asked for, an array [B, V] a step.
+        Raises BadSettings, ContextOverflow.
+        """
+        if isinstance(inputs, Mapping):
+            input_ids, attention_mask = inputs["input_ids"], inputs.get("attention_mask", attention_mask)
+        else:
+            input_ids = input_ids if inputs is None else inputs
+        values.pop("token_type_ids", None)
+        if num_beams != 1:
+            raise BadSettings(f"num_beams is {num_beams}: beam search is not here, greedy and sampling are")
+        config = self._config(generation_config, values)
+        rows, kind = read_rows(input_ids, "input_ids")
+        masks = _read_masks(attention_mask, rows)
+        stops = [config.stop_strings] if isinstance(config.stop_strings, str) else list(config.stop_strings or [])
+        if stops and tokenizer is None:
+            raise BadSettings("stop_strings need the tokenizer: generate(..., tokenizer=tokenizer)")
+        prompts = [row for row in range(len(rows)) for _ in range(config.num_return_sequences)]
+        if streamer is not None and len(prompts) > 1:
+            raise BadSettings("a streamer follows one answer: give one prompt")
+        torch = torch_if_loaded() if kind == "pt" else None
+        make = _arrays(torch)
+        if streamer is not None:
+            streamer.put(make([rows[0]]))
+        run = _Run(
+            config, make_choice(config, torch), tokenizer, stops, streamer, make, logits_processor, stopping_criteria
+        )
+        answers = []
+        for place in prompts:
+            prompt = [t for t, shown in zip(rows[place], masks[place], strict=True) if shown]
+            answers.append(self._answer(prompt, len(rows[place]), run))
+        if streamer is not None:
+            streamer.end()
+        sequences = _fill([rows[p] + a.ids for p, a in zip(prompts, answers, strict=True)], self._pad_id(config))
+        result = make_array(sequences, kind or "np")
+        if not config.return_dict_in_generate:
+            return result
+        scores, logits = (_steps([getattr(a, name) for a in answers], torch) for name in ("scores", "logits"))
+        return SimpleNamespace(
+            sequences=result,
+            scores=scores if config.output_scores else None,
+            logits=logits if config.output_logits else None,
+        )
+
+    def _config(self, given: Any, values: dict[str, Any]) -> GenerationConfig:
+        base = self.generation_config
+        if given is not None:
+            table = given.to_dict() if hasattr(given, "to_dict") else dict(given)
+            own = base.to_dict()
+            kept = {name: own[name] for name in ("eos_token_id", "pad_token_id", "bos_token_id")}
+            base = GenerationConfig.from_table({**kept, **{k: v for k, v in table.items() if v is not None}})
+        return base.changed(values)
+
+    def _pad_id(self, config: GenerationConfig) -> int:
+        ends = sorted(config.end_ids)
+        return config.pad_token_id if config.pad_token_id is not None else ends[0] if ends else 0
+
+    def _answer(self, prompt: list[int], width: int, run: _Run) -> _Answer:
+        """`width`  of the prompt with its padding, which max_length counts."""
+        config, model = run.config, self.model
+        room = model.n_context - len(prompt)
+        if room < 1 or not prompt:
+            raise ContextOverflow(len(prompt), model.n_context) if prompt else BadSettings("the prompt is empty")
+        most = config.max_new_tokens
+        if most is None:
+            most = DEFAULT_NEW_TOKENS if config.max_length is None else max(1, config.max_length - width)
+        answer, ids = _Answer([], [], []), list(prompt)
+        with model._lock:
+            logits = self._compute(ids)
+            for n_new in range(min(most, room)):
+                scores = run.score(logits, ids, n_new)
+                if config.output_scores:
+                    answer.scores.append(scores)
+                if config.output_logits:
+                    answer.logits.append(logits.copy())
+                token = run.choose(scores)
+                ids.append(token)
+                answer.ids.append(token)
+                if run.streamer is not None:
+                    run.streamer.put(run.make([token]))
+                if token in config.end_ids or run.is_over(ids, answer.ids, scores) or n_new + 1 == min(most, room):
+                    break
+                logits = self._compute(ids)
+        return answer
+
+    def _compute(self, ids: list[int]) -> np.ndarray:
+        """Logits float32[V] behind the ids; what the cache has of them is not computed again."""
+        sequence = self.model.sequence
+        n = 0
+        for ours, theirs in zip(sequence.token_ids, ids[:-1], strict=False):
+            if ours != theirs:
+                break
+            n += 1
+        sequence.truncate(n)
+        logits: np.ndarray = self.model.engine.forward(sequence, ids[n:])[-1]
+        return logits
+
+    def __repr__(self) -> str:
+        return f"<CausalLM {self.model.file.path}: {self.model.config.architecture}, {TORCH_NAMES[self._dtype]}>"
+
+
+@dataclass
+class _Answer:
+    """`scores`, `logits`  float32[V] a step."""
+
+    ids: list[int]
+    scores: list[np.ndarray]
+    logits: list[np.ndarray]
+
+
+@dataclass
+class _Run:
+    """What all answers of one call share."""
+
+    config: GenerationConfig
+    choose: Callable[[np.ndarray], int]
+    tokenizer: Any
+    stops: Sequence[str]
+    streamer: Any
+    make: Callable[[Sequence[Any]], Any]
+    processors: Any
+    criteria: Any
+
+    def score(self, logits: np.ndarray, ids: list[int], n_new: int) -> np.ndarray:
+        if self.processors is None:
+            return process(self.config, logits, ids, n_new)
+        torch, scores = torch_if_loaded(), logits.astype(np.float32)[None]
+        for processor in self.processors if isinstance(self.processors, Sequence) else [self.processors]:
+            given = scores if torch is None else torch.from_numpy(scores)
+            scores = np.asarray(processor(self.make([ids]), given), np.float32)
+        return process(self.config, scores[0], ids, n_new)
+
+    def is_over(self, ids: list[int], new: list[int], scores: np.ndarray) -> bool:
+        if self.stops:
+            text = self.tokenizer.decode(new, skip_special_tokens=False)
+            if any(stop in text for stop in self.stops):
+                return True
+        if self.criteria is None:
+            return False
+        criteria = self.criteria if isinstance(self.criteria, Sequence) else [self.criteria]
+        return any(bool(np.all(np.asarray(c(self.make([ids]), scores)))) for c in criteria)
+
+
+# --- arguments --------------------------------------------------------------------------------------------------------
+
+
+def _read_bits(config: Any, in_8: bool, in_4: bool) -> int | None:
+    if config is not None:
+        read: Callable[[str], Any] = config.get if isinstance(config, Mapping) else lambda n: getattr(config, n, False)
+        in_8, in_4 = bool(read("load_in_8bit")), bool(read("load_in_4bit"))
+        if not in_8 and not in_4:
+            raise BadSettings("quantization_config: expected load_in_8bit=True or load_in_4bit=True")
+    if in_8 and in_4:
+        raise BadSettings("8 and 4 bits were both asked for: which?")
+    return 8 if in_8 else 4 if in_4 else None
+
+
+def _read_dtype(dtype: Any) -> str | None:
+    if dtype is None or dtype == "auto":
+        return None
+    name = dtype.__name__ if isinstance(dtype, type) else str(dtype).rpartition(".")[2]
+    if name not in FORMATS:
+        raise BadSettings(
+            f"dtype is {str(dtype)[:40]!r}{nearest(name, FORMATS)}: expected float32, float16 or bfloat16"
+        )
+    return FORMATS[name]
+
+
+def _check_devices(device_map: Any) -> None:
+    """Says what cannot be had. Raises BadSettings for what is no device."""
+    devices = set(device_map.values()) if isinstance(device_map, Mapping) else {device_map}
+    for device in devices:
+        name = getattr(device, "type", device)
+        if name is None or isinstance(name, int) or (isinstance(name, str) and name.partition(":")[0] in _DEVICES):
+            kind = "cuda" if isinstance(name, int) else _DEVICES.get(str(name).partition(":")[0], "cpu")
+            if kind == "gpu" or isinstance(name, int):
+                say(f"there is no GPU engine here: device {device!r} is asked for, and the CPU answers")
+            continue
+        raise BadSettings(
+            f"the device {str(device)[:40]!r} is not known: auto, cpu, cuda, a number, or a table of these"
+        )
+
+
+_DEVICES = {
+    **dict.fromkeys(("auto", "balanced", "balanced_low_0", "sequential", "cpu", "None"), "cpu"),
+    **dict.fromkeys(("cuda", "mps", "xpu"), "gpu"),
+}
+
+
+def _reformatted(file: ModelFile, bits: int | None, dtype: str | None) -> ModelFile:
+    """The file with its matrices as asked for."""
+    if bits is None and dtype is None:
+        return file
+    if not any(info.format.name in FLOATS for info in file.tensors.values() if len(info.shape) == 2):
+        return file  # quantised already
+    large = format_by_name("Q8_0")
+    wanted = large if bits == 8 else format_by_name("Q4_0") if bits == 4 else format_by_name(dtype or "F32")
+
+    def choose(info: TensorInfo) -> Format | None:
+        # Every answer goes through the embedding: it keeps 8 bits.
+        return large if bits == 4 and info.name in ("token_embd.weight", "output.weight") else wanted
+
+    total = sum(info.n_weights for info in file.tensors.values()) * wanted.bytes_per_block // wanted.weights_per_block
+    with Progress(f"making {wanted.name} weights", total, bytes=True) as progress:
+        return reformat(file, choose, progress.advance)
+
+
+def _read_config(model: Model) -> dict[str, Any]:
+    """config.json: the checkpoint's own, or what one of this model would have."""
+    source = getattr(model.file, "source", model.file)
+    if isinstance(source, Checkpoint):
+        return dict(source.folder.config)
+    return config_json(model.file, model.config, _own_dtype(model.file))
+
+
+def _read_generation(model: Model) -> GenerationConfig:
+    source, table = getattr(model.file, "source", model.file), {}
+    if isinstance(source, Checkpoint):
+        table = source.folder.json("generation_config.json") or {}
+    config = GenerationConfig.from_table(table)
+    if "tokenizer.ggml.tokens" in model.metadata:
+        if config.eos_token_id is None:  # what a checkpoint says of its ends is believed
+            config.eos_token_id = sorted(model.tokenizer.eog_ids) or None
+        if config.pad_token_id is None:
+            config.pad_token_id = model.tokenizer.pad_id
+    return config
+
+
+def _own_dtype(file: ModelFile) -> str:
+    formats = [info.format.name for info in file.tensors.values() if len(info.shape) == 2]
+    return formats[0] if formats and formats[0] in FLOATS else "BF16"
+
+
+def _read_masks(mask: Any, rows: list[list[int]]) -> list[list[int]]:
+    if mask is None:
+        return [[1] * len(row) for row in rows]
+    masks, _ = read_rows(mask, "attention_mask")
+    if [len(row) for row in masks] != [len(row) for row in rows]:
+        raise BadSettings("attention_mask and input_ids have different shapes")
+    return masks
+
+
+def _fill(rows: list[list[int]], pad_id: int) -> list[list[int]]:
+    longest = max(map(len, rows))
+    return [row + [pad_id] * (longest - len(row)) for row in rows]
+
+
+def _arrays(torch: Any) -> Callable[[Sequence[Any]], Any]:
+    if torch is None:
+        return lambda rows: np.array(rows, np.int64).view(Ids)
+    return lambda rows: torch.tensor(rows, dtype=torch.int64)
+
+
+def _steps(answers: list[list[np.ndarray]], torch: Any) -> tuple[Any, ...]:
+    """An array [B, V] a step; an answer that has ended keeps its last scores."""
+    n = max(map(len, answers))
+    steps = [np.stack([a[min(i, len(a) - 1)] for a in answers]) for i in range(n)] if n else []
+    return tuple(steps if torch is None else map(torch.from_numpy, steps))

@@ -1,0 +1,253 @@
+"""The card's Python without torch: arrays are NumPy's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gemmafile import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    TextIteratorStreamer,
+    TextStreamer,
+)
+from gemmafile.checkpoint_api import arrays
+from gemmafile.checkpoint_api.model import CausalLM
+from gemmafile.checkpoint_api.tokenizer import CardTokenizer
+from gemmafile.errors import BadFile, BadSettings, ContextOverflow
+from tests.checkpoints import write_checkpoint
+from tests.files.huggingface.test_checkpoint import small
+from tests.tiny import write_small
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("api") / "hf", small("gemma2"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder: Path) -> CardTokenizer:
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Iterator[CausalLM]:
+    found = load(folder)
+    yield found
+    found.close()
+
+
+def load(path: Any, **options: Any) -> CausalLM:
+    return AutoModelForCausalLM.from_pretrained(path, backend="reference", context=128, **options)
+
+
+def greedy(model: CausalLM, ids: Any, **options: Any) -> list[list[int]]:
+    rows: list[list[int]] = model.generate(ids, **{"max_new_tokens": 8, **options}).tolist()
+    return rows
+
+
+def test_pt_without_torch_is_numpy(tokenizer: CardTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrays, "load_torch", lambda: None)
+    inputs = tokenizer("the other men", return_tensors="pt").to("cuda")
+    assert isinstance(inputs.input_ids, np.ndarray)
+    assert inputs.input_ids.to("cuda").dtype == np.int64
+    assert inputs["attention_mask"].tolist() == [[1] * inputs.input_ids.shape[1]]
+
+
+def test_generate_and_decode(tokenizer: CardTokenizer, model: CausalLM) -> None:
+    inputs = tokenizer("the other men", return_tensors="np")
+    outputs = model.generate(**inputs)
+    assert outputs.shape[1] <= inputs.input_ids.shape[1] + 20
+    assert outputs[0, : inputs.input_ids.shape[1]].tolist() == inputs.input_ids[0].tolist()
+    assert tokenizer.decode(outputs[0]).startswith("<bos>the other men")
+    assert tokenizer.decode(outputs[0], skip_special_tokens=True).startswith("the other men")
+    assert tokenizer.batch_decode(outputs) == [tokenizer.decode(outputs[0])]
+
+
+def test_the_answer_is_the_engines(tokenizer: CardTokenizer, model: CausalLM) -> None:
+    ids = tokenizer.encode("the other men")
+    logits = model([ids]).logits[0, -1]
+    assert greedy(model, ids)[0][len(ids)] == int(np.argmax(logits))
+    assert np.array_equal(logits, model.model.logits(ids)[-1])
+
+
+def test_a_batch_is_its_rows(tokenizer: CardTokenizer, model: CausalLM) -> None:
+    texts = ["the", "the other men of these years", "who came"]
+    batch = tokenizer(texts, return_tensors="np", padding=True)
+    rows = model.generate(**batch, max_new_tokens=6)
+    for text, row, mask in zip(texts, rows, batch.attention_mask, strict=True):
+        alone = greedy(model, tokenizer.encode(text), max_new_tokens=6)[0]
+        kept = row.tolist()[int((mask == 0).sum()) :]
+        assert kept[: len(alone)] == alone
+        assert set(kept[len(alone) :]) <= {tokenizer.pad_token_id}
+    right = AutoTokenizer.from_pretrained(model.model.file.path, padding_side="right")(texts, padding=True)
+    assert right["attention_mask"][0][0] == 1
+    assert right["attention_mask"][0][-1] == 0
+
+
+def test_seeds_stop_strings_and_limits(tokenizer: CardTokenizer, model: CausalLM) -> None:
+    ids = tokenizer.encode("the other")
+    options = {"do_sample": True, "temperature": 1.5, "max_new_tokens": 12}
+    assert greedy(model, ids, **options, seed=4) == greedy(model, ids, **options, seed=4)
+    assert greedy(model, ids, **options, seed=4) != greedy(model, ids, **options, seed=5)
+    assert len(greedy(model, ids, max_length=len(ids) + 3, max_new_tokens=None)[0]) == len(ids) + 3
+    text = tokenizer.decode(greedy(model, ids, max_new_tokens=12)[0][len(ids) :])
+    stopped = tokenizer.decode(
+        model.generate(ids, max_new_tokens=12, stop_strings=[text[4:6]], tokenizer=tokenizer)[0][len(ids) :]
+    )
+    assert text.startswith(stopped)
+    assert text[4:6] in stopped
+    assert text[4:6] not in stopped[:-4]
+    assert len(model.generate(ids, num_return_sequences=3, max_new_tokens=2)) == 3
+
+
+def test_repetition_and_ngrams(tokenizer: CardTokenizer, model: CausalLM) -> None:
+    ids = tokenizer.encode("the other")
+    answer = greedy(model, ids, max_new_tokens=40, no_repeat_ngram_size=2)[0]
+    pairs = list(zip(answer, answer[1:], strict=False))
+    assert len(pairs) == len(set(pairs))
+    assert len(set(greedy(model, ids, max_new_tokens=20, repetition_penalty=50.0)[0])) == len(ids) + 20
+
+
+def test_generation_config_is_an_object_or_the_folders(model: CausalLM, tokenizer: CardTokenizer) -> None:
+    assert model.generation_config.eos_token_id == [1, 5]
+    config = GenerationConfig(max_new_tokens=3)
+    ids = tokenizer.encode("a")
+    assert len(model.generate(ids, config)[0]) <= len(ids) + 3
+
+
+def test_scores_are_given(model: CausalLM, tokenizer: CardTokenizer) -> None:
+    ids = tokenizer.encode("the")
+    result = model.generate(ids, max_new_tokens=3, return_dict_in_generate=True, output_scores=True, output_logits=True)
+    assert len(result.scores) == len(result.logits) == result.sequences.shape[1] - len(ids)
+    assert result.scores[0].shape == (1, model.model.config.n_vocab)
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "share"),
+    [
+        ({"torch_dtype": "float32"}, "F32", 2.0),
+        ({"dtype": "torch.float16"}, "F16", 1.0),
+        ({"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}, "Q8_0", 34 / 64),
+        ({"quantization_config": {"load_in_4bit": True}}, "Q4_0", 18 / 64),
+        ({"load_in_8bit": True}, "Q8_0", 34 / 64),
+    ],
+)
+def test_formats_at_load(options: dict[str, Any], name: str, share: float, folder: Path, model: CausalLM) -> None:
+    other = load(folder, **options)
+    matrices = [t for t in other.model.file.tensors.values() if t.name.startswith("blk") and len(t.shape) == 2]
+    assert {t.format.name for t in matrices} == {name}
+    before = sum(model.model.file.tensors[t.name].n_bytes for t in matrices)
+    assert sum(t.n_bytes for t in matrices) == pytest.approx(share * before)
+    ids = [2, 300, 301, 302, 303]
+    a, b = (m([ids]).logits[0] for m in (model, other))
+    assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > (0.8 if name == "Q4_0" else 0.99)
+    other.close()
+
+
+def test_float16_does_not_overflow(tmp_path: Path) -> None:
+    """Residuals far beyond 65,504 flow between the layers, in float32."""
+    weights = small("gemma2")
+    for name in weights.weights:
+        if name.endswith(("post_attention_norm.weight", "post_ffw_norm.weight")):
+            weights.weights[name] = weights.weights[name] * np.float32(60000)
+    big = load(write_checkpoint(tmp_path / "hf", weights, dtype="F32"), dtype="float16")
+    assert np.isfinite(big([[2, 300, 301]]).logits).all()
+    big.close()
+
+
+def test_devices(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for device in ("auto", "cpu", {"": "cpu"}, None):
+        load(folder, device_map=device).close()
+    assert capsys.readouterr().err == ""
+    for device in ("cuda", "cuda:1", {"model.embed_tokens": "cuda", "model": 0}):
+        load(folder, device_map=device).close()
+        assert "there is no GPU engine here" in capsys.readouterr().err
+    assert str(load(folder).to("cpu").device) == "cpu"
+    with pytest.raises(BadSettings, match="is not known"):
+        load(folder, device_map="toaster")
+
+
+def test_eager_is_the_reference(folder: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", context=64)
+    assert type(model.model.engine.backend).__name__.lower().startswith("reference")
+    model.close()
+    with pytest.raises(BadSettings, match="did you mean flash_attention"):
+        load(folder, attn_implementation="flash_attention_4")
+
+
+def test_a_gguf_works_alike(tmp_path: Path) -> None:
+    path = write_small(tmp_path / "model.gguf")
+    model, tokenizer = load(path), AutoTokenizer.from_pretrained(path)
+    assert model.config.hidden_size == 64
+    assert model.config.architectures == ["Gemma2ForCausalLM"]
+    chat = [{"role": "user", "content": "Hi"}]
+    inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="np")
+    assert model.generate(**inputs, max_new_tokens=3).shape[0] == 1
+    assert model.generate(inputs, max_new_tokens=3).shape[0] == 1
+    model.close()
+
+
+def test_chats_and_their_policy(tokenizer: CardTokenizer) -> None:
+    chat = [{"role": "user", "content": "<end_of_turn>"}]
+    assert tokenizer.apply_chat_template(chat, tokenize=False).count("<end_of_turn>") == 2
+    ids = tokenizer.apply_chat_template(chat, return_dict=False)
+    assert ids.count(tokenizer.convert_tokens_to_ids("<end_of_turn>")) == 1, "a message's text is only text"
+    both = tokenizer.apply_chat_template([chat, chat * 1], tokenize=False)
+    assert both[0] == both[1]
+
+
+def test_streamers(tokenizer: CardTokenizer, model: CausalLM, capsys: pytest.CaptureFixture[str]) -> None:
+    ids = tokenizer.encode("the other men")
+    whole = tokenizer.decode(model.generate(ids, max_new_tokens=15)[0])
+    model.generate(ids, max_new_tokens=15, streamer=TextStreamer(tokenizer))
+    assert capsys.readouterr().out == whole + "\n"
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, timeout=5)
+    model.generate(ids, max_new_tokens=15, streamer=streamer)
+    assert "".join(streamer) == whole.removeprefix(tokenizer.decode(ids))
+
+
+def test_vocabulary(tokenizer: CardTokenizer) -> None:
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<bos>", "<eos>", "<pad>")
+    assert tokenizer.convert_ids_to_tokens(tokenizer.convert_tokens_to_ids(["<bos>", "▁the"])) == ["<bos>", "▁the"]
+    assert tokenizer.tokenize("the")[0] != "<bos>"
+    assert len(tokenizer) == tokenizer.vocab_size == len(tokenizer.get_vocab())
+    assert 2 in tokenizer.all_special_ids
+
+
+WRONG: dict[str, tuple[Any, str]] = {
+    "argument": (lambda m, t: m.generate([[2]], max_new_token=3), "did you mean max_new_tokens"),
+    "number": (lambda m, t: m.generate([[2]], max_new_tokens=-1), "max_new_tokens"),
+    "temperature": (lambda m, t: m.generate([[2]], temperature=0.0), "temperature"),
+    "ids": (lambda m, t: m.generate([["a"]]), "token ids"),
+    "ragged": (lambda m, t: m.generate([[2], [2, 3]]), "different lengths"),
+    "outside": (lambda m, t: m.generate([[2, 10**6]]), "vocabulary"),
+    "beams": (lambda m, t: m.generate([[2]], num_beams=4), "beam"),
+    "mask": (lambda m, t: m.generate([[2, 3]], attention_mask=[[1]]), "shapes"),
+    "stops": (lambda m, t: m.generate([[2]], stop_strings="a"), "tokenizer"),
+    "long": (lambda m, t: m.generate([[2] * 200]), "128"),
+    "text": (lambda m, t: t(5), "expected text"),
+    "tensors": (lambda m, t: t("a", return_tensors="tf"), "expected"),
+    "unpadded": (lambda m, t: t(["a", "the other"], return_tensors="np"), "padding=True"),
+    "token": (lambda m, t: setattr(t, "pad_token", "<bo>"), "did you mean <bos>"),
+    "decode": (lambda m, t: t.decode([10**7]), "vocabulary"),
+    "chat": (lambda m, t: t.apply_chat_template("hi"), "list of messages"),
+    "policy": (
+        lambda m, t: t.apply_chat_template([{"role": "system", "content": "x"}], system_policy="err"), "policy"),
+    "dtype": (lambda m, t: load(m.model.file.path, dtype="int3"), "expected float32"),
+    "bits": (lambda m, t: BitsAndBytesConfig(True, True), "which one"),
+    "no name": (lambda m, t: load("no-such-thing"), "no such file"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_mistakes_are_told(case: str, model: CausalLM, tokenizer: CardTokenizer) -> None:
+    call, words = WRONG[case]
+    with pytest.raises((BadSettings, BadFile, ContextOverflow), match=words):
+        call(model, tokenizer)
