@@ -99,6 +99,8 @@ class ContextSettings:
     rope_scale: float | None = option(None, "--rope-scale", help="RoPE context scaling factor, expands the context by N", metavar="N", env="LLAMA_ARG_ROPE_SCALE")
     rope_freq_base: float | None = option(None, "--rope-freq-base", help="RoPE base frequency (default: the model's)", metavar="N", env="LLAMA_ARG_ROPE_FREQ_BASE")
     rope_freq_scale: float | None = option(None, "--rope-freq-scale", help="RoPE frequency scale, 1/N of --rope-scale", metavar="N", env="LLAMA_ARG_ROPE_FREQ_SCALE")
+    lora: list[str] = option([], "--lora", help="a LoRA adapter: GGUF, or the folder that PEFT saved (repeatable, or with commas)", metavar="FILE", action="append")
+    lora_scaled: list[str] = option([], "--lora-scaled", help="the same, scaled: adapter.gguf:0.5 (repeatable, or with commas)", metavar="FILE:SCALE", action="append")
     override_kv: list[str] = option([], "--override-kv", help="KEY=TYPE:VALUE replaces a metadata value; TYPE int, float, bool or str (repeatable)", metavar="K=T:V", action="append")
 
 

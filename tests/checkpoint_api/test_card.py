@@ -153,7 +153,9 @@ def test_outputs_are_transformers(text: str, ours: Any, theirs: Any) -> None:
         sampled = model.generate(
             **inputs, max_new_tokens=20, do_sample=True, temperature=0.7, top_k=40, top_p=0.9, repetition_penalty=1.3
         )
-        texts = [tokenizer.decode(row, skip_special_tokens=skip) for row in (greedy[0], sampled[0]) for skip in (0, 1)]
+        texts = [
+            tokenizer.decode(row, skip_special_tokens=skip) for row in (greedy[0], sampled[0]) for skip in (False, True)
+        ]
         answers.append((inputs["input_ids"].tolist(), greedy.tolist(), sampled.tolist(), texts))
     assert answers[0] == answers[1]
 

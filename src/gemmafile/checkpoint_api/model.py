@@ -62,7 +62,7 @@ class AutoModelForCausalLM:
         """A model from a folder, a GGUF, a llamafile or a name of the hub's.
 
         torch_dtype, dtype   float32, float16, bfloat16 (torch's or names): the type of the matrices; None or "auto":
-                             as they are stored. Quantised files stay as they are
+                             as they are stored. Quantised files stay as they are. float32: keys and values too
         device_map           "auto", "cpu", "cuda", a number, a table: there is one device, the CPU; asking for another
                              is said in a line and runs on the CPU
         quantization_config  BitsAndBytesConfig or a table with load_in_8bit or load_in_4bit: Q8_0, Q4_0
@@ -79,7 +79,8 @@ class AutoModelForCausalLM:
         _check_devices(device_map)
         path = find_path(name, revision)
         own = {key: value for key, value in options.items() if key in _OWN and value is not None}
-        settings = from_fields(ContextSettings, {"backend": ATTENTION[attn_implementation], **own})
+        cache = {"cache_type_k": "f32", "cache_type_v": "f32"} if wanted == "F32" else {}
+        settings = from_fields(ContextSettings, {"backend": ATTENTION[attn_implementation], **cache, **own})
         file = open_model(path, settings, say)
         try:
             changed = _reformatted(file, bits, wanted)

@@ -19,16 +19,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--outtype", metavar="TYPE", default="auto", help="f32, f16, bf16, q8_0, or auto: as the checkpoint (default)"
     )
+    parser.add_argument(
+        "--base", metavar="DIR", type=Path, help="for an adapter: the model it is for, if it is elsewhere"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress, no notes")
 
 
 def main(args: argparse.Namespace) -> int:
     """Raises BadFile, BadSettings."""
     from gemmafile.convert.to_gguf import choose_format, converted_bytes, write_converted
+    from gemmafile.files.huggingface.adapter import is_adapter_folder
     from gemmafile.files.huggingface.checkpoint import Checkpoint
     from gemmafile.files.huggingface.folder import find_folder
     from gemmafile.files.huggingface.provenance import file_name
 
+    if is_adapter_folder(args.folder):
+        return convert_adapter(args)
     folder = find_folder(args.folder)
     if folder is None:
         raise BadFile(args.folder, "is no folder of a checkpoint (config.json and safetensors)")
@@ -45,6 +51,20 @@ def main(args: argparse.Namespace) -> int:
             write_converted(checkpoint, out, name, progress.advance)
     if not args.quiet:
         print(f"gemmafile: {out}: {len(checkpoint.sources)} tensors, {total / 1e6:,.1f} MB, {name}", file=sys.stderr)
+    return 0
+
+
+def convert_adapter(args: argparse.Namespace) -> int:
+    """PEFT's folder to a GGUF adapter. Raises BadFile, BadSettings."""
+    from gemmafile.convert.adapter import read_peft, write_adapter
+    from gemmafile.files.huggingface.provenance import to_title
+
+    name = args.folder.absolute().name
+    peft, architecture = read_peft(args.folder, args.base)
+    out = output_path(args.output, f"{name}-lora.gguf")
+    write_adapter(peft, architecture, out, to_title(name))
+    if not args.quiet:
+        print(f"gemmafile: {out}: {len(peft.pairs)} matrices adapted", file=sys.stderr)
     return 0
 
 

@@ -29,6 +29,7 @@ COMMANDS = {
     "pull": ("gemmafile.cli.pull", "a model from the Hugging Face hub"),
     "convert": ("gemmafile.cli.convert", "a Hugging Face checkpoint as a GGUF file"),
     "export": ("gemmafile.cli.export", "a GGUF as a Hugging Face checkpoint, or a Modelfile for ollama"),
+    "merge": ("gemmafile.cli.merge", "LoRA adapters baked into a model"),
     "split": ("gemmafile.cli.split", "a GGUF in parts"),
     "join": ("gemmafile.cli.join", "the parts of a GGUF as one file"),
     "pack": ("gemmafile.cli.pack", "a model, its engine and its licences as one executable file"),

@@ -19,6 +19,7 @@ from gemmafile.files.gguf import ModelFile
 from gemmafile.files.placement import free_memory_bytes
 from gemmafile.kernels.backend import Trace, make_backend
 from gemmafile.kernels.cache import KVCache, page_bytes
+from gemmafile.model.adapters import load_adapters, parse_adapters
 from gemmafile.model.batch import PAGE, Batch
 from gemmafile.model.config import read_config
 from gemmafile.model.record import record
@@ -77,8 +78,10 @@ class Engine:
         self.threads_batch = _threads("--threads-batch", settings.threads_batch, self.threads)
         batch = _within("--batch-size", settings.batch, MAX_BATCH)
         self.max_rows = min(_within("--ubatch-size", settings.ubatch, MAX_BATCH), batch, self.n_context)
+        # Held here: a backend knows the addresses of weights only.
+        self._adapters = load_adapters(parse_adapters(settings.lora, settings.lora_scaled), self.config, self.weights)
         self.backend = make_backend(
-            settings.backend, record(self.config, self.weights), self.config, self.weights, self.cache,
+            settings.backend, record(self.config, self.weights, self._adapters), self.config, self.weights, self.cache,
             threads=self.threads, threads_batch=self.threads_batch, max_rows=self.max_rows, say=say,
         )  # fmt: skip
         self._computing, self._is_closed = threading.Lock(), False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gemmafile.model.adapters import Pairs
 from gemmafile.model.config import ModelConfig
 from gemmafile.model.gemma import record_gemma
 from gemmafile.model.llama import record_llama
@@ -11,8 +12,8 @@ from gemmafile.model.weights import ModelWeights
 _PAGES = {"gemma": record_gemma, "gemma2": record_gemma, "gemma3": record_gemma, "llama": record_llama}
 
 
-def record(config: ModelConfig, weights: ModelWeights) -> Tape:
-    """The forward pass of a model, recorded."""
-    tape = Tape()
+def record(config: ModelConfig, weights: ModelWeights, adapters: Pairs | None = None) -> Tape:
+    """The forward pass of a model, recorded, with LoRA adapters if there are any."""
+    tape = Tape(adapters=adapters or {})
     _PAGES[config.architecture](tape, config, weights)
     return tape

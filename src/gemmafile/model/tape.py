@@ -10,6 +10,7 @@ decides, the tape only states who reads what.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -180,6 +181,8 @@ class Tape:
     ops: list[Op] = field(default_factory=list)
     n_values: int = 0
     prefix: str = ""
+    adapters: Mapping[str, Sequence[tuple[Weight, Weight]]] = field(default_factory=dict)
+    """LoRA: the name of a matrix -> its pairs (A, B), which are added behind its product (`adapters.py`)."""
 
     def layer(self, index: int) -> None:
         """Names of the following values begin with "blk.{index}."; a negative index ends that."""
@@ -203,7 +206,16 @@ class Tape:
     def matmul(self, x: Value, *weights: Weight) -> tuple[Value, ...]:
         outs = tuple(self._value(_short(w), w.shape[0], x) for w in weights)
         self.ops.append(MatMul(x, weights, outs))
-        return outs
+        return tuple(self._adapt(x, w, out) for w, out in zip(weights, outs, strict=True)) if self.adapters else outs
+
+    def _adapt(self, x: Value, weight: Weight, out: Value) -> Value:
+        """out + B (A x) for each adapter of the weight."""
+        for a, b in self.adapters.get(weight.name, ()):
+            low = self._value(_short(a), a.shape[0], x)
+            high = self._value(_short(b), b.shape[0], x)
+            self.ops += [MatMul(x, (a,), (low,)), MatMul(low, (b,), (high,))]
+            out = self.add(out, high, f"{_short(weight)}_adapted")
+        return out
 
     def rotate(self, x: Value, rope: Rope, head_dim: int, name: str) -> Value:
         out = self._value(name, x.width, x)
@@ -250,7 +262,7 @@ class Tape:
         self.ops.append(MatMul(rows, (weight,), (products,)))
         out = self._value(name, weight.shape[0], x, parts=1)
         self.ops.append(Join(products, out))
-        return out
+        return self._adapt(x, weight, out)
 
     def softcap(self, x: Value, cap: float) -> Value:
         out = self._value("logits", x.width, x)
