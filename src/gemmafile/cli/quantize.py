@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from gemmafile.errors import BadSettings
 
 if TYPE_CHECKING:
+    from gemmafile.files.gguf import ModelFile
     from gemmafile.quantize.mixture import FileType, Wishes
+    from gemmafile.quantize.write import Plan
 
 USAGE = "gemmafile quantize [flags] IN [OUT] TYPE [THREADS]"
 
@@ -44,6 +46,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-requantize", action="store_true", help="quantise what is quantised already: it gets worse each time"
     )
+    parser.add_argument(
+        "--target-size", metavar="SIZE", help="no TYPE: a mixture of formats for a file of at most this (16GB, 900M)"
+    )
+    parser.add_argument("--target-bpw", metavar="N", type=float, help="the same, for so many bits a weight")
+    parser.add_argument(
+        "--calibration", metavar="FILE", help="the text on which it is measured how much each matrix matters"
+    )
+    parser.add_argument("--calibration-tokens", metavar="N", type=int, default=512, help="of it (default: %(default)s)")
     parser.add_argument("--threads", "-t", metavar="N", type=int, default=0, help="threads (default: one a core)")
     parser.add_argument("--dry-run", action="store_true", help="say what would come out, and write nothing")
     parser.add_argument("--verbose", "-v", action="store_true", help="a line for each tensor")
@@ -57,6 +67,8 @@ def main(args: argparse.Namespace) -> int:
     from gemmafile.quantize.mixture import FileType, choose_formats, in_order
     from gemmafile.quantize.write import Plan, quantise_file
 
+    if args.target_size is not None or args.target_bpw is not None:
+        return _quantise_to_size(args)
     given, out, file_type, n_threads = _read_words(args)
     with open_model(given) as file:
         importance = None
@@ -81,13 +93,82 @@ def main(args: argparse.Namespace) -> int:
             say = print if args.verbose and not args.quiet else lambda line: None
             quantise_file(file, out, plan, n_threads=n_threads, quiet=args.quiet, say=say)
         if not args.quiet:
-            before = sum(tensor.n_bytes for tensor in file.tensors.values())
-            after, n_weights = plan.n_bytes(file), sum(tensor.n_weights for tensor in file.tensors.values())
-            print(
-                f"{out}: {before / 1e6:,.1f} MB -> {after / 1e6:,.1f} MB, {8 * after / n_weights:.2f} bits a weight "
-                f"({plan.summary()})"
-            )
+            _say_sizes(out, file, plan)
     return 0
+
+
+def _say_sizes(out: Path, file: ModelFile, plan: Plan) -> None:
+    before = sum(tensor.n_bytes for tensor in file.tensors.values())
+    after, n_weights = plan.n_bytes(file), sum(tensor.n_weights for tensor in file.tensors.values())
+    print(
+        f"{out}: {before / 1e6:,.1f} MB -> {after / 1e6:,.1f} MB, {8 * after / n_weights:.2f} bits a weight "
+        f"({plan.summary()})"
+    )
+
+
+def _quantise_to_size(args: argparse.Namespace) -> int:
+    """--target-size and --target-bpw: measure, choose, write. Raises as `main`."""
+    from gemmafile.cli.run import read_text
+    from gemmafile.kernels.quantizers.rows import prepare
+    from gemmafile.model_api import Model
+    from gemmafile.progress import Progress
+    from gemmafile.quantize.importance import load_importance
+    from gemmafile.quantize.sensitivity import CANDIDATES, PROBE, measure_sensitivities
+    from gemmafile.quantize.target import choose_mix
+    from gemmafile.quantize.write import Plan, quantise_file
+    from gemmafile.settings import ContextSettings
+
+    words = list(args.words)
+    if len(words) not in (1, 2):
+        raise BadSettings("with --target-size or --target-bpw give IN and OUT, and no TYPE")
+    if args.target_size is not None and args.target_bpw is not None:
+        raise BadSettings("--target-size and --target-bpw were both given: which one?")
+    if not args.calibration:
+        raise BadSettings("which text? --calibration FILE, on which it is measured how much each matrix matters")
+    if args.calibration_tokens < 32:
+        raise BadSettings(f"--calibration-tokens is {args.calibration_tokens}, expected 32 or more")
+    importance = load_importance(args.imatrix) if args.imatrix else None
+    prepare([PROBE, *CANDIDATES], importance is not None)
+    settings = ContextSettings(context=args.calibration_tokens, threads=args.threads or None)
+    with Model(words[0], settings, say=lambda line: None) as model:
+        file = model.file
+        n_bytes = _tensor_bytes(args, file)
+        token_ids = model.tokenize(read_text(args.calibration))[: args.calibration_tokens]
+        if len(token_ids) < 32:
+            raise BadSettings(f"{args.calibration} has {len(token_ids)} tokens, expected 32 or more")
+        with Progress("measuring", eta=True, quiet=args.quiet) as progress:
+
+            def on_matrix(name: str, number: int, total: int) -> None:
+                progress.total = total
+                progress.note(name)
+                progress.advance(number - progress.done)
+
+            found = measure_sensitivities(
+                model, [token_ids], settings, importance=importance, n_threads=args.threads, on_matrix=on_matrix
+            )
+        mix = choose_mix(file, found, n_bytes)
+        plan = Plan(mix.file_type(), mix.formats, importance, args.allow_requantize, mix.metadata(args.calibration))
+        out = Path(words[1]) if len(words) == 2 else _beside(file.path, "mix")
+        if not args.quiet:
+            print("\n".join(mix.table()))
+        if not args.dry_run:
+            quantise_file(file, out, plan, n_threads=args.threads, quiet=args.quiet)
+        if not args.quiet:
+            _say_sizes(out, file, plan)
+            print(f"expected divergence from the exact model: {mix.loss:.5f}")
+    return 0
+
+
+def _tensor_bytes(args: argparse.Namespace, file: ModelFile) -> int:
+    """What the tensors may take together."""
+    from gemmafile.quantize.target import parse_size
+
+    n_weights = sum(tensor.n_weights for tensor in file.tensors.values())
+    if args.target_bpw is not None:
+        return int(args.target_bpw * n_weights / 8)
+    # The header, the table of the mixture and the padding of tensors come on top.
+    header = min(tensor.offset for tensor in file.tensors.values())
+    return parse_size(args.target_size) - header - 128 * len(file.tensors) - 4096
 
 
 def _read_words(args: argparse.Namespace) -> tuple[str, Path | None, FileType | None, int]:

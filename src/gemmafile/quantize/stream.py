@@ -66,6 +66,12 @@ class Quantiser:
             for future in waiting:
                 future.cancel()
 
+    def rows(self, x: np.ndarray, target: Format, importance: np.ndarray | None) -> np.ndarray:
+        """Rows float32[n, columns] as blocks uint8[n, row bytes], on all threads."""
+        step = max(1, SLAB_WEIGHTS // x.shape[1])
+        parts = [x[first : first + step] for first in range(0, len(x), step)]
+        return np.concatenate(list(self._pool.map(lambda part: quantize_rows(part, target.name, importance)[0], parts)))
+
     def _copied(self, tensor: TensorInfo) -> Iterator[np.ndarray]:
         data = self.file.data(tensor.name)
         for start in range(0, data.size, COPIED_BYTES):
