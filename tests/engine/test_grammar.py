@@ -7,6 +7,7 @@ import json
 import random
 import re
 import sys
+import time
 from typing import Any
 
 import numpy as np
@@ -578,3 +579,17 @@ def test_llamacpp_refuses_what_is_malformed() -> None:
         if not any(part in text for part in ours_alone):
             with pytest.raises(ValueError, match="refuses"):
                 llamacpp(text)
+
+
+def test_a_grammar_that_takes_too_long_is_given_up(vocabulary: GrammarVocabulary) -> None:
+    """It would hold up the answers of others: `a` reads a text in as many ways as there are trees over it."""
+    grammar = Grammar.from_gbnf('root ::= a\na ::= a a | [a-z] | ""', vocabulary)
+    start_s = time.monotonic()
+
+    def follow() -> None:
+        for _ in range(5000):
+            grammar.accept(ord("a"))
+
+    with pytest.raises(BadSettings, match="too ambiguous"):
+        follow()
+    assert time.monotonic() - start_s < 20

@@ -19,6 +19,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import time
 from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import Any
@@ -41,6 +42,10 @@ JSON_RULES = {"whitespace_pattern": r"[ ]|\n{1,2}[ \t]{0,20}", "json_allow_gener
 MOST_ITEMS = 5_000_000
 """Parser items for one mask, some 250 ms: beyond it a grammar is too ambiguous to be followed."""
 
+
+FREE_S, FREE_TOKEN_S = 1.0, 0.005
+"""Seconds that following a grammar may take in all, and more for each token: some 20 times what schemas take. A grammar
+beyond it (too many readings, a pattern with too many states) would hold up everybody's answers."""
 
 LONGEST_TOKEN_BYTES = 1024
 """Of longer tokens llguidance cannot make its tree; they are never allowed."""
@@ -97,6 +102,7 @@ class Grammar:
         self._matcher = llguidance.LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
         self._vocabulary = vocabulary
         self._ended = False
+        self._spent_s, self._n_accepted = 0.0, 0
         if self._matcher.is_error():
             raise ValueError(_plain_words(self._matcher.get_error()))
 
@@ -140,10 +146,13 @@ class Grammar:
         return self._ended or bool(self._matcher.is_stopped())
 
     def allowed(self) -> NDArray[np.bool_]:
-        """bool[n_vocab]. Raises GemmafileError if the grammar turns out too ambiguous to be followed."""
+        """bool[n_vocab]. Raises BadSettings if the grammar turns out too ambiguous to be followed."""
+        start_s = time.perf_counter()
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        self._spent_s += time.perf_counter() - start_s
         if self._matcher.is_error():
-            raise GemmafileError(f"the grammar cannot be followed further: {_plain_words(self._matcher.get_error())}")
+            raise BadSettings(f"the grammar cannot be followed further: {_plain_words(self._matcher.get_error())}")
+        self._check_spent()
         return np.unpackbits(bits, count=self._vocabulary.n_vocab, bitorder="little").view(np.bool_)
 
     def allows(self, token_id: int) -> bool:
@@ -152,16 +161,30 @@ class Grammar:
             return False
         if token_id in self._vocabulary.eog_ids:
             return self.may_end
-        return bool(self._matcher.validate_tokens([token_id]) == 1)
+        start_s = time.perf_counter()
+        is_allowed = bool(self._matcher.validate_tokens([token_id]) == 1)
+        self._spent_s += time.perf_counter() - start_s
+        return is_allowed
 
     def accept(self, token_id: int) -> None:
-        """Goes on with a token. Raises GemmafileError if it is not allowed, and stays where it was."""
+        """Goes on with a token. Raises GemmafileError if it is not allowed, and stays where it was; BadSettings once
+        following the grammar has taken too long."""
         if not self.allows(token_id):
             raise GemmafileError(f"the grammar does not allow token {token_id} here")
         if token_id in self._vocabulary.eog_ids:
             self._ended = True
         else:
+            start_s = time.perf_counter()
             self._matcher.consume_token(token_id)
+            self._spent_s += time.perf_counter() - start_s
+        self._n_accepted += 1
+        self._check_spent()
+
+    def _check_spent(self) -> None:
+        if self._spent_s > FREE_S + FREE_TOKEN_S * self._n_accepted:
+            raise BadSettings(
+                f"the grammar is too ambiguous: following it took {self._spent_s:.1f} s for {self._n_accepted} tokens"
+            )
 
     def copy(self) -> Grammar:
         """A grammar at the same place, independent of this one."""
@@ -192,9 +215,12 @@ def _parse_json(text: str) -> Any:
 
 def _plain_words(error: str) -> str:
     """llguidance's message without its place in the grammar we wrote, in one line."""
+    if error.startswith("panic:"):
+        return "too large"
     text = re.sub(r"^(at )?\d+\(\d+\): (failed to compile JSON schema: )?", "", error.strip())
     lines = [line.strip() for line in text.split("\n   1 | ")[0].splitlines()]
     joined = " ".join(line for line in lines if line)
+    joined = joined.removesuffix(" <non-verbose/>")
     return "no text can come next" if joined.startswith("NoExtensionBias") else joined
 
 

@@ -39,7 +39,7 @@ def routes(door: Door) -> list[BaseRoute]:
         turn = read_turn(fields, door)
         shape = Shape(fields.text("model") or door.model_name)
         prepared = await prepare(door, turn)
-        events = await begin(merge([take(door, prepared)]))
+        events = await until_disconnect(request.receive, begin(merge([take(door, prepared)])))
         if fields.flag("stream"):
             chunks = shape.stream(events, prepared.n_prompt)
             return stream_until_disconnect(request, chunks, show_error=show_stream_error)

@@ -4,6 +4,7 @@ what llguidance cannot compile costs the engine nothing.
 
 from __future__ import annotations
 
+import asyncio
 from functools import cache
 from typing import Any
 
@@ -58,8 +59,13 @@ def _bytes() -> GrammarVocabulary:
     return GrammarVocabulary([bytes([i]) for i in range(256)], [], [])
 
 
+MOST_CHARS = 1_000_000
+
+
 def check_schema(schema: str, where: str) -> None:
     """`schema`  JSON text · `where` it stood in the request. Raises ApiError 400: what is wrong, or not supported."""
+    if len(schema) > MOST_CHARS:
+        raise ApiError(400, f"{where}: the schema has more than {MOST_CHARS} characters")
     try:
         Grammar.from_json_schema(schema, _bytes())
     except BadSettings as error:
@@ -67,6 +73,12 @@ def check_schema(schema: str, where: str) -> None:
         raise ApiError(400, f"{where}: {message}", param=where.split("[")[0].split(":")[0]) from None
     except BackendUnavailable as error:
         raise ApiError(501, str(error)) from None
+
+
+async def check_away(sampling: SamplingSettings) -> None:
+    """`check_constraint`, on another thread: a large grammar takes seconds until it is refused."""
+    if sampling.grammar is not None or sampling.json_schema is not None:
+        await asyncio.to_thread(check_constraint, sampling)
 
 
 def check_constraint(sampling: SamplingSettings) -> None:

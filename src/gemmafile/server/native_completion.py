@@ -28,6 +28,7 @@ from gemmafile.server.answering import (
     until_disconnect,
 )
 from gemmafile.server.body import Fields, read_json, show
+from gemmafile.server.constraints import check_away
 from gemmafile.server.door import Door
 from gemmafile.server.errors import ApiError, bad_request, error_body
 from gemmafile.server.json_response import Json, finite
@@ -71,6 +72,7 @@ async def completion(request: Request, door: Door) -> Response:
     fields = Fields(await read_json(request, door.limits))
     prompts = await read_prompts(fields.raw("prompt"), door)
     wish = read_wish(fields, door)
+    await check_away(wish.ask.sampling)
     if len(prompts) * wish.n_answers > MOST_ANSWERS:
         raise bad_request(f"a request may have {MOST_ANSWERS} answers at most", "prompt")
     asks = [dataclasses.replace(wish.ask, token_ids=ids) for ids in prompts for _ in range(wish.n_answers)]

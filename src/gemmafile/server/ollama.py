@@ -152,7 +152,7 @@ async def _answer(request: Request, door: Door, fields: Fields, prepared: Prepar
         sampling = dataclasses.replace(prepared.ask.sampling, n_probs=max(1, n_top))
         prepared = dataclasses.replace(prepared, ask=dataclasses.replace(prepared.ask, sampling=sampling))
     shape = Shape(door, fields, n_top, line)
-    events = await begin(merge([take(door, prepared)]))
+    events = await until_disconnect(request.receive, begin(merge([take(door, prepared)])))
     if fields.flag("stream", True):
         return stream_until_disconnect(request, shape.stream(events), NDJSON, show_stream_error)
     return Json(await until_disconnect(request.receive, shape.whole(events)))

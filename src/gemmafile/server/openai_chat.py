@@ -60,7 +60,7 @@ async def answer_chat(door: Door, request: Request, fields: Fields) -> Response:
     prepared = await prepare(door, turn)
     shape = Shape(door, fields, n_top, prepared.n_prompt)
     choices = [with_seed(prepared, number) for number in range(n)]
-    events = await begin(merge([take(door, choice) for choice in choices]))
+    events = await until_disconnect(request.receive, begin(merge([take(door, choice) for choice in choices])))
     if fields.flag("stream"):
         return stream_until_disconnect(request, shape.stream(events, n), show_error=show_stream_error)
     return Json(await until_disconnect(request.receive, shape.whole(events, n)))

@@ -5,6 +5,7 @@ In: a request's JSON. Out: a text_completion, or its chunks as server-sent event
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from gemmafile.server.answering import (
     until_disconnect,
 )
 from gemmafile.server.body import Fields, read_json
-from gemmafile.server.constraints import check_constraint, check_schema
+from gemmafile.server.constraints import check_away, check_schema
 from gemmafile.server.errors import bad_request
 from gemmafile.server.json_response import Json
 from gemmafile.server.openai_requests import (
@@ -65,7 +66,7 @@ def routes(door: Door) -> list[BaseRoute]:
         fields = Fields(await read_json(request, door.limits))
         wish = await read_wish(door, fields)
         shape = Shape(door, fields, wish)
-        events = await begin(merge([answer(door, ask) for ask in wish.asks()]))
+        events = await until_disconnect(request.receive, begin(merge([answer(door, ask) for ask in wish.asks()])))
         if fields.flag("stream"):
             return stream_until_disconnect(request, shape.stream(events), show_error=show_stream_error)
         return Json(await until_disconnect(request.receive, shape.whole(events)))
@@ -117,10 +118,10 @@ async def read_wish(door: Door, fields: Fields) -> Wish:
     if (schema := read_response_format(fields)) is not None:
         if sampling.grammar is not None or sampling.json_schema is not None:
             raise bad_request("response_format and a grammar or json_schema were both given: which one?")
-        check_schema(schema, "response_format")
+        await asyncio.to_thread(check_schema, schema, "response_format")
         sampling = dataclasses.replace(sampling, json_schema=schema)
     else:
-        check_constraint(sampling)
+        await check_away(sampling)
     if n_top is not None or best_of > n:
         sampling = dataclasses.replace(sampling, n_probs=max(1, n_top or 0, sampling.n_probs))
     make = dataclasses.replace(

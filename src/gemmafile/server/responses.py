@@ -44,7 +44,7 @@ def routes(door: Door) -> list[BaseRoute]:
         turn, n_top = read_turn(fields, door)
         writer = Writer(door, fields, turn, n_top)
         prepared = await prepare(door, turn)
-        events = await begin(merge([take(door, prepared)]))
+        events = await until_disconnect(request.receive, begin(merge([take(door, prepared)])))
         if fields.flag("stream"):
             return stream_until_disconnect(request, writer.stream(events), show_error=writer.show_error)
         return Json(await until_disconnect(request.receive, writer.whole(events)))

@@ -7,6 +7,7 @@ read their requests into a Turn and write these parts in their own shapes; next:
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -117,7 +118,8 @@ async def prepare(door: Door, turn: Turn) -> Prepared:
             messages = write_plain_messages(messages, system, form)
     elif not door.chat_template.takes_tools:
         messages = write_plain_messages(messages, "", plain_form(door.tokenizer))
-    sampling = _constrain(turn, tools, form)
+    is_free = turn.schema is None and not tools and turn.sampling.grammar is None and turn.sampling.json_schema is None
+    sampling = turn.sampling if is_free else await asyncio.to_thread(_constrain, turn, tools, form)
     token_ids = await _encode(door, messages, told, variables)
     ask = Ask(token_ids, sampling, max_tokens=turn.max_tokens, stop=turn.stop, **turn.options)
     return Prepared(ask, form)
