@@ -39,6 +39,7 @@ COMMANDS = {
     "doctor": ("gemmafile.cli.doctor", "what runs on this machine, and what to do about what does not"),
     "imatrix": ("gemmafile.cli.imatrix", "where precision counts: an importance matrix for quantize"),
     "quantize": ("gemmafile.cli.quantize", "a model made smaller: llama.cpp's formats and mixtures"),
+    "compare": ("gemmafile.cli.compare", "a model in several quantisations: size, quality, speed, a plot"),
     "perplexity": ("gemmafile.cli.perplexity", "how well a model predicts a text"),
 }
 
