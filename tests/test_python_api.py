@@ -34,7 +34,8 @@ def model(tiny_path: Path) -> Iterator[Model]:
 
 
 def test_the_package_offers_what_it_says() -> None:
-    assert set(gemmafile.__all__) == {"Model", "Completion", "__version__"}
+    card = "AutoModelForCausalLM AutoTokenizer BatchEncoding BitsAndBytesConfig GenerationConfig TextIteratorStreamer"
+    assert set(gemmafile.__all__) == {"Model", "Completion", "__version__", "TextStreamer", *card.split()}
     for name in gemmafile.__all__:
         assert getattr(gemmafile, name)
         assert name in dir(gemmafile)

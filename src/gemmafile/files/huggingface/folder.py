@@ -135,8 +135,8 @@ class Folder:
         for pattern, kind in _OTHERS.items():
             found = next((name for name in names if Path(name).match(pattern)), None)
             if found:
-                return BadFile(self.path, f"is a folder of {kind}: name the file, such as {self.path / found}")
-        return BadFile(self.path, f"is a folder without {stem}.safetensors: no checkpoint, or not all of it is here")
+                return BadFile(self.path, f"is a directory of {kind}: name the file, such as {self.path / found}")
+        return BadFile(self.path, f"is a directory without {stem}.safetensors: no checkpoint, or not all of it is here")
 
     def _read_part(self, name: str) -> None:
         path = self.path / name
