@@ -17,8 +17,8 @@ import numpy as np
 
 from gemmafile.checkpoint_api.arrays import Device, Ids, make_array, read_rows, torch_if_loaded
 from gemmafile.checkpoint_api.generation import DEFAULT_NEW_TOKENS, GenerationConfig, make_choice, process
+from gemmafile.checkpoint_api.in_memory import FLOATS, reformat
 from gemmafile.checkpoint_api.sources import find_path, say
-from gemmafile.convert.in_memory import FLOATS, reformat
 from gemmafile.convert.to_checkpoint import TORCH_NAMES, config_json
 from gemmafile.errors import BadSettings, ContextOverflow, nearest
 from gemmafile.files.formats import Format, format_by_name
@@ -65,7 +65,7 @@ class AutoModelForCausalLM:
                              as they are stored. Quantised files stay as they are. float32: keys and values too
         device_map           "auto", "cpu", "cuda", a number, a table: there is one device, the CPU; asking for another
                              is said in a line and runs on the CPU
-        quantization_config  BitsAndBytesConfig or a table with load_in_8bit or load_in_4bit: Q8_0, Q4_0
+        quantization_config  BitsAndBytesConfig or a table with load_in_8bit or load_in_4bit: Q8_0, or Q4_K and Q6_K
         attn_implementation  flash_attention_2, sdpa, None: fused attention · "eager": the reference, slow
         options              threads, context, cache_type_k, ... of ContextSettings; transformers' others are ignored
         Raises BadFile, UnsupportedModel, BadSettings; what the hub does not give is a GemmafileError.
@@ -355,12 +355,15 @@ def _reformatted(file: ModelFile, bits: int | None, dtype: str | None) -> ModelF
         return file
     if not any(info.format.name in FLOATS for info in file.tensors.values() if len(info.shape) == 2):
         return file  # quantised already
-    large = format_by_name("Q8_0")
-    wanted = large if bits == 8 else format_by_name("Q4_0") if bits == 4 else format_by_name(dtype or "F32")
+    wanted = format_by_name({8: "Q8_0", 4: "Q4_K"}[bits] if bits is not None else dtype or "F32")
 
     def choose(info: TensorInfo) -> Format | None:
-        # Every answer goes through the embedding: it keeps 8 bits.
-        return large if bits == 4 and info.name in ("token_embd.weight", "output.weight") else wanted
+        if bits != 4:
+            return wanted
+        # Every answer goes through the embedding: it gets more. Rows that are no whole super-blocks: blocks of 32.
+        large = info.name in ("token_embd.weight", "output.weight")
+        whole, part = ("Q6_K", "Q8_0") if large else ("Q4_K", "Q4_0")
+        return format_by_name(part if info.shape[-1] % 256 else whole)
 
     total = sum(info.n_weights for info in file.tensors.values()) * wanted.bytes_per_block // wanted.weights_per_block
     with Progress(f"making {wanted.name} weights", total, bytes=True) as progress:

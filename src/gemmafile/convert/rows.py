@@ -1,7 +1,7 @@
 """Numbers of one float format as another, row by row in pieces: a matrix larger than memory passes through.
 
-Formats: F32, F16, BF16; to Q8_0 and Q4_0 as well. Every rounding is to the nearest, as in ggml; the same format comes
-out as it went in.
+Formats: F32, F16, BF16; to Q8_0 as well. Every rounding is to the nearest, as in ggml; the same format comes out as it
+went in.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ def _encode(piece: Bytes, source: str, target: str) -> Bytes:
             halves = values.astype("<f2")
         _check_finite(halves.view(np.uint8), "F16")
         return halves.view(np.uint8)
-    return _QUANTIZERS[target](values)
+    assert target == "Q8_0", target
+    return quantize_q8_0(values)
 
 
 _EXPONENT = {"F32": ("<u4", 0x7F800000), "F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80)}
@@ -107,21 +108,3 @@ def quantize_q8_0(values: np.ndarray) -> Bytes:
         out[:, :2] = scale.astype("<f2")[:, None].view(np.uint8)
     out[:, 2:] = whole.astype(np.int8).view(np.uint8)
     return out.reshape(-1)
-
-
-def quantize_q4_0(values: np.ndarray) -> Bytes:
-    """float32[n * 32] -> Q4_0 blocks: a float16 scale, the number of largest size / -8, and 32 numbers of 4 bits."""
-    blocks = values.reshape(-1, 32)
-    largest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=1)[:, None], axis=1)
-    scale = largest / np.float32(-8)
-    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        inverse = np.where(scale == 0, np.float32(0), np.float32(1) / scale)
-        whole = np.minimum(15, np.trunc(blocks * inverse + np.float32(8.5))).astype(np.uint8)
-    out = np.empty((len(blocks), 18), np.uint8)
-    with np.errstate(over="ignore"):
-        out[:, :2] = scale.astype("<f2").view(np.uint8)
-    out[:, 2:] = whole[:, :16] | whole[:, 16:] << 4
-    return out.reshape(-1)
-
-
-_QUANTIZERS = {"Q8_0": quantize_q8_0, "Q4_0": quantize_q4_0}

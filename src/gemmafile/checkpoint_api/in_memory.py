@@ -5,7 +5,7 @@ The source stays mapped and is read once; what is made lies in anonymous memory,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from gemmafile.errors import BadFile
 from gemmafile.files.formats import Format
 from gemmafile.files.gguf import ModelFile
 from gemmafile.files.tensors import TensorInfo
+from gemmafile.quantize.stream import Quantiser
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 FLOATS = ("F32", "F16", "BF16")
@@ -63,14 +64,24 @@ def reformat(
             continue
         out = np.empty(info.shape[0] * target.row_bytes(info.shape[1]), np.uint8)
         at = 0
-        try:
-            for piece in encode_rows(file.data(info.name), info.format.name, target, info.shape[1]):
-                out[at : at + piece.nbytes] = piece
-                at += piece.nbytes
-                on_bytes(piece.nbytes)
-        except NotFinite as error:
-            what = f"number {error.number} is infinite, NaN, or too large for {target.name}"
-            raise BadFile(info.path, what, field=f"tensor {info.name!r}") from None
+        for piece in _pieces(file, info, target):
+            raw = piece.reshape(-1).view(np.uint8)
+            out[at : at + raw.nbytes] = raw
+            at += raw.nbytes
+            on_bytes(raw.nbytes)
+        assert at == out.nbytes
         out.flags.writeable = False
         made[info.name] = target, out
     return Reformatted(file, made) if made else file
+
+
+def _pieces(file: ModelFile, info: TensorInfo, target: Format) -> Iterator[np.ndarray]:
+    if target.name not in FLOATS:
+        with Quantiser(file) as quantiser:
+            yield from quantiser.slabs(info, target, None)
+        return
+    try:
+        yield from encode_rows(file.data(info.name), info.format.name, target, info.shape[1])
+    except NotFinite as error:
+        what = f"number {error.number} is infinite, NaN, or too large for {target.name}"
+        raise BadFile(info.path, what, field=f"tensor {info.name!r}") from None
