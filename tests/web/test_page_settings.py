@@ -191,12 +191,12 @@ def test_loading_is_shown_and_waited_for(browser: Any, chatty: Running, watch: W
     page = open_page(browser, chatty, watch, "/plain", started=False)
     calls: list[int] = []
 
-    def health(route: Any) -> None:
+    def state(route: Any) -> None:
         calls.append(1)
-        body = {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error", "progress": 0.4}}
-        route.fulfill(status=503, json=body) if len(calls) < 4 else route.continue_()
+        body = {"state": "loading", "progress": 0.4, "restarts": 0}
+        route.fulfill(json=body) if len(calls) < 4 else route.continue_()
 
-    page.route("**/health", health)
+    page.route("**/page/state", state)
     page.goto(chatty.url + "/")
     page.wait_for_selector("#loading >> text=The model is being loaded")
     until(page, "document.querySelector('#loading-bar').value > 0.3")
@@ -204,7 +204,6 @@ def test_loading_is_shown_and_waited_for(browser: Any, chatty: Running, watch: W
     ask(page, "Hi")
     assert page.is_hidden("#loading")
     assert len(answers(page)) == 1
-    watch.complaints.clear()
     page.context.close()
 
 

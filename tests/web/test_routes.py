@@ -67,6 +67,20 @@ def test_no_page_when_it_is_not_wanted(small_path: object) -> None:
         assert server.post("/render", {"text": "x"}).status == 404
 
 
+def test_the_page_below_a_prefix(small_path: object) -> None:
+    with running(small_path, ServeSettings(prefix="/chat")) as server:  # type: ignore[arg-type]
+        assert server.get("/chat").headers["location"] == "/chat/"
+        assert server.get("/chat/").status == server.get("/chat/assets/app.js").status == 200
+        assert server.get("/").status == 404
+
+
+def test_the_state_is_told_without_an_error(small_path: object) -> None:
+    with running(small_path, wait=False) as server:  # type: ignore[arg-type]
+        assert server.get("/page/state").status == 200
+    with running(small_path) as server:  # type: ignore[arg-type]
+        assert server.get("/page/state").json["state"] == "ready"
+
+
 # --- what the page asks ----------------------------------------------------------------------------------------------
 
 

@@ -62,6 +62,7 @@ def paths(settings: ServeSettings) -> dict[str, Any]:
         "/assets/{name}": {
             "get": native("A part of the page", None, media="*/*", parameters=[in_path("name", STRING)])
         },
+        "/page/state": {"get": native("Is the engine there", ANY_OBJECT)},
         "/page/info": {"get": native("The model, for the page", ANY_OBJECT)},
         "/page/card": {"get": native("The model's card, licence and limits", ANY_OBJECT)},
         "/page/prompt": {"post": native("Token ids of a chat, by templates of the card's kind", built, prompt)},

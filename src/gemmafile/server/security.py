@@ -89,6 +89,8 @@ class Guard:
     def _check(self, scope: Scope, headers: Headers, foreign: str | None) -> Response | None:
         """A response that ends it here; None: go on."""
         try:
+            if self.prefix and scope["path"] == self.prefix and scope["method"] == "GET":
+                return RedirectResponse(quote(self.prefix) + "/", 308)  # what the page asks for is below it
             self._strip_prefix(scope)
             self._check_host(headers)
             self._check_origin(headers, foreign)

@@ -1,6 +1,7 @@
 """The page over HTTP: its files, and what it asks of the server beside the APIs.
 
 GET  /  /assets/NAME      the page
+GET  /page/state          is the engine there? (200 always: a browser tells its console of every 503 of /health)
 GET  /page/info           model, settings and their defaults, templates (model_info.py)
 GET  /page/card           card, limits, licence and notice, rendered
 POST /page/prompt         a conversation to token ids (prompts.py)
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -22,6 +24,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from gemmafile.errors import GemmafileError
 from gemmafile.server.body import Fields, read_body, read_json
 from gemmafile.server.door import Door
 from gemmafile.server.errors import ApiError, bad_request
@@ -49,6 +52,7 @@ def routes(door: Door) -> list[BaseRoute]:
     return [
         Route("/", page.index),
         Route("/assets/{name}", page.asset),
+        Route("/page/state", page.state),
         Route("/page/info", page.info),
         Route("/page/card", page.card),
         Route("/page/prompt", page.prompt, methods=["POST"]),
@@ -66,6 +70,7 @@ class Page:
         self.renderer, self.reader = Worker(), Worker()
         door.closers += [self.renderer.close, self.reader.close]
         self._papers: Papers | None = None
+        self._warming: asyncio.Task[None] | None = None
 
     async def index(self, request: Request) -> Response:
         return _send_asset(request, "index.html")
@@ -74,14 +79,25 @@ class Page:
         name = request.path_params["name"]
         return _send_asset(request, name if name in asset_names() else "")
 
+    async def state(self, request: Request) -> Response:
+        client = self.door.client
+        return Json({"state": client.state, "progress": client.progress, "restarts": client.n_restarts})
+
     async def papers(self) -> Papers:
         if self._papers is None:
             self._papers = await asyncio.to_thread(read_papers, self.door.model.path)
         return self._papers
 
     async def info(self, request: Request) -> Response:
+        """The renderer is started beside it: the first words of an answer need not wait for it."""
+        if self._warming is None:
+            self._warming = asyncio.create_task(self._warm())
         papers = await self.papers()
         return Json(await asyncio.to_thread(describe, self.door, papers))
+
+    async def _warm(self) -> None:
+        with contextlib.suppress(GemmafileError):
+            await self.renderer.call("render", RENDER_SECONDS, texts=[""])
 
     async def card(self, request: Request) -> Response:
         texts = describe_papers(self.door, await self.papers())

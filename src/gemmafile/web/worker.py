@@ -41,6 +41,7 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="page-worker")
         self._n_waiting = 0
+        self._is_closed = False
 
     async def call(self, function: str, seconds: float, **arguments: Any) -> Any:
         """What the function returns. Raises BadSettings as it does, or when it takes longer than `seconds` or more
@@ -58,6 +59,8 @@ class Worker:
     def call_now(self, function: str, seconds: float, arguments: dict[str, Any]) -> Any:
         """`call` for one thread alone."""
         for attempt in (0, 1):
+            if self._is_closed:
+                raise WorkerBusy("the server is stopping")
             fresh = self._process is None or self._process.poll() is not None
             process = self._start()
             stopped = threading.Event()
@@ -84,20 +87,22 @@ class Worker:
         raise AssertionError
 
     def close(self) -> None:
-        """Ends the child; a later call starts another."""
+        """Ends the child, for good."""
+        self._is_closed = True
         atexit.unregister(self.close)
         self._end()
 
     def _start(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
+            from gemmafile.server.client import interpreter_flags  # not for the child, which imports this module
+
             self._end()
             code = (
                 f"import sys; sys.path[:] = {sys.path!r}\n"
                 f"from gemmafile.web.worker import child; from {self._module} import FUNCTIONS; child(FUNCTIONS)"
             )
-            quiet = ["-B"] if sys.dont_write_bytecode else []
             self._process = subprocess.Popen(
-                [sys.executable, *quiet, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+                [sys.executable, *interpreter_flags(), "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
             )
             atexit.register(self.close)
         return self._process

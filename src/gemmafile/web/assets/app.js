@@ -17,6 +17,7 @@ const isNarrow = () => matchMedia("(max-width: 760px)").matches;
 async function start() {
   prepareFrame();
   page.ready = untilReady();
+  page.onTrouble = () => { page.ready = untilReady(); };
   page.info = await untilAnswered();
   byId("model-name").textContent = page.info.model;
   byId("hello").textContent = page.info.model;
@@ -51,16 +52,17 @@ async function untilAnswered() {
 async function untilReady() {
   for (let wait = 150; ; wait = Math.min(1500, wait * 1.3)) {
     try {
-      await getJson("health");
-      byId("loading").hidden = true;
-      if (page.info) page.info = await getJson("page/info").catch(() => page.info);
-      return;
+      const { state, progress, restarts } = await getJson("page/state");
+      if (state === "ready") {
+        byId("loading").hidden = true;
+        if (page.info) Object.assign(page.info, await getJson("page/info").catch(() => ({})));
+        return;
+      }
+      showLoading(restarts || state === "dead" ? "The engine stopped and is being started again" : "The model is being loaded", progress);
     } catch (error) {
-      const { status, message, progress } = /** @type {ServerError} */ (error);
-      const isLoading = status === 503;
-      showLoading(isLoading ? "The model is being loaded" : message, progress, !isLoading);
-      await pause(wait);
+      showLoading(/** @type {ServerError} */ (error).message, undefined, true);
     }
+    await pause(wait);
   }
 }
 

@@ -20,6 +20,8 @@ export const page = {
   /** @type {Promise<void>} the engine is ready */
   ready: Promise.resolve(),
   onChange: () => {},
+  /** The server did not answer as it should: is it still there? */
+  onTrouble: () => {},
   /** What is in the box but not sent. */
   draft: () => "",
 };
@@ -198,7 +200,10 @@ async function answer(conversation, parent, start) {
     message.reason ??= "stop";
   } catch (error) {
     if (abort.signal.aborted) message.reason = "stopped";
-    else Object.assign(message, { reason: "error", error: /** @type {Error} */ (error).message });
+    else {
+      Object.assign(message, { reason: "error", error: /** @type {Error} */ (error).message });
+      page.onTrouble();
+    }
   }
   waiting.remove();
   await finish(conversation, message, live);

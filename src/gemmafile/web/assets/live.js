@@ -50,6 +50,8 @@ export class LiveText {
   push(text) {
     if (!text) return;
     this.text += text;
+    // The first words are shown as they come, not only when they are rendered.
+    if (!this.open.hasChildNodes() && !this.done.hasChildNodes()) this.open.append(el("div", { class: "plain" }, this.text));
     this.running ??= this.run();
   }
 
