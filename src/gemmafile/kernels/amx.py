@@ -154,9 +154,9 @@ class Tiles:
 
         return self._emit.make(self._emit.void, [self._emit.address] * 2, code)
 
-    def dot(self, c: int, a: int, b_: int, *, unsigned_b: bool = False) -> Any:
-        """c[m][n] += the products of a[m][4k ...] (int8) with b[k][4n ...] (int8, or uint8), over all k."""
-        name = "tdpbsud" if unsigned_b else "tdpbssd"
+    def dot(self, c: int, a: int, b_: int, *, unsigned_a: bool = False, unsigned_b: bool = False) -> Any:
+        """c[m][n] += the products of a[m][4k ...] with b[k][4n ...] (int8, or uint8), over all k."""
+        name = f"tdpb{'u' if unsigned_a else 's'}{'u' if unsigned_b else 's'}d"
 
         def code(b: Any) -> None:
             self._call(b, name, [self._number(n) for n in (c, a, b_)])
