@@ -50,7 +50,8 @@ run() { # CPU words...: an arm64 Python whose CPU is CPU; pure Python packages a
     QEMU_CPU=$1
     shift
     env QEMU_CPU="$QEMU_CPU" PYTHONHOME="$place/root/usr" PYTHONPATH="$place/site:$here/src:$here:$pure" \
-        PYTHONDONTWRITEBYTECODE=1 PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 GEMMAFILE_KERNELS="$place/kernels" GEMMAFILE_CACHE="$place/cache" OPENBLAS_NUM_THREADS=1 \
+        PYTHONDONTWRITEBYTECODE=1 PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 \
+        GEMMAFILE_KERNELS="$place/kernels" GEMMAFILE_CACHE="$place/cache" OPENBLAS_NUM_THREADS=1 \
         GEMMAFILE_FULL= "$qemu" -L "$place/root" "$place/root/usr/bin/$version" "$@"
 }
 

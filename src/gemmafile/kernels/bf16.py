@@ -1,8 +1,8 @@
 """Matrix kernels of BF16: products of bfloat16 numbers, summed in float32.
 
-    matvec      1 to 3 tokens: 4 weight rows side by side (`streams.py`), lanes run along K
+    matvec      1 to 4 tokens: 4 weight rows side by side (`streams.py`), lanes run along K
     matmul      more: 32 rows x 256 columns stand in a panel of pairs, lanes are rows, in tiles of 6 tokens
-    matmul_amx  the same on Intel's matrix unit, with room for one number of each pair
+    matmul_amx  the same on Intel's matrix unit, with room for one number of each pair; up to 32 tokens: `batch_bf16.py`
 
 A chunk of 256 columns has 16 lanes, and a lane's chain of products in it begins at zero: the dot instruction of
 AVX512_BF16, run eight times, and the matrix unit, given one number at a time, then make the same chain. A row's sum
@@ -15,9 +15,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from gemmafile.kernels.ops import NEXT, ROWS, SCRATCH, SCRATCH_BYTES
+from gemmafile.kernels.ops import N_THREADS, NEXT, ROWS, SCRATCH, SCRATCH_BYTES
 from gemmafile.kernels.packing import BF16_CHUNK, BF16_MANY_BYTES, TOKEN_TILE
-from gemmafile.kernels.streams import CHUNK_ROWS, COLUMNS, OUT, OUT_STRIDE, PACKED, ROW_BYTES, WEIGHTS, N
+from gemmafile.kernels.streams import (
+    AHEAD_BYTES,
+    COLUMNS,
+    OUT,
+    OUT_STRIDE,
+    PACKED,
+    ROW_BYTES,
+    WEIGHTS,
+    N,
+    make_chunks,
+)  # fmt: skip
 
 STEPS, LANES = 8, 16
 """Dot instructions to a chunk, and its lanes; step j, lane i has columns 32 j + 2 i and the next one."""
@@ -30,10 +40,15 @@ SCRATCH_NEEDED = 64 + _UNPACKED + max(_PANEL, 2 * _UNIT_HALF)
 
 
 def kernels() -> dict[str, Callable[..., None]]:
-    return {"matvec": _make_matvec(), "matmul": _make_matmul(), "matmul_amx": _make_matmul_amx()}
+    from gemmafile.kernels import batch_bf16
+
+    return {
+        "matvec": _make_matvec(), "matmul": _make_matmul(), "matmul_amx": _make_matmul_amx(),
+        "batch_amx": batch_bf16.make_matmul(),
+    }  # fmt: skip
 
 
-def _flushing() -> tuple[Any, Any]:
+def flushing() -> tuple[Any, Any]:
     """before = flush(): denormals count as zero from here on, until restore(before). Nothing happens on aarch64."""
     import llvmlite.ir as ir
     from numba.core import cgutils, types
@@ -68,11 +83,12 @@ def _make_matvec() -> Callable[..., None]:
     from gemmafile.kernels import simd
 
     load, atomic_add = simd.load_i64, simd.atomic_add
-    one_token, two_tokens, three_tokens = (_make_walk(n) for n in (1, 2, 3))
-    flush, restore = _flushing()
+    one_token, two_tokens, three_tokens, four_tokens = (_make_walk(n) for n in (1, 2, 3, 4))
+    large_rows, bounds = make_chunks()
+    flush, restore = flushing()
 
     def matvec(op, shared, thread):
-        """out[t][r], three tokens at a time. Reads ROW_BYTES a row, once."""
+        """out[t][r], up to four tokens at a time. Reads ROW_BYTES a row, once."""
         weights, row_bytes, n = load(op + WEIGHTS), load(op + ROW_BYTES), load(op + N)
         columns = load(op + COLUMNS)
         x_stride = 2 * BF16_CHUNK * simd.quotient(columns + BF16_CHUNK - 1, BF16_CHUNK)
@@ -80,26 +96,30 @@ def _make_matvec() -> Callable[..., None]:
         if tokens == 0:
             return
         before = flush()
-        while True:
-            first = CHUNK_ROWS * atomic_add(op + NEXT, 1)
-            if first >= n:
-                break
-            last = min(first + CHUNK_ROWS, n) - 1
-            quarter = (last - first + 4) >> 2
+        large = large_rows(n, load(shared + N_THREADS))
+        first, end = bounds(atomic_add(op + NEXT, 1), n, large)
+        while first < n:
+            following, following_end = bounds(atomic_add(op + NEXT, 1), n, large)
+            last, quarter = end - 1, (end - first + 3) >> 2
             for r0 in range(first, first + quarter):
+                # From the last columns of a stream on its next chunk is fetched.
+                leap = (min(following, n - 1) - first - quarter) * row_bytes if r0 == first + quarter - 1 else 0
                 r1, r2, r3 = min(r0 + quarter, last), min(r0 + 2 * quarter, last), min(r0 + 3 * quarter, last)
                 p0, p1 = weights + r0 * row_bytes, weights + r1 * row_bytes
                 p2, p3 = weights + r2 * row_bytes, weights + r3 * row_bytes
                 o1, o2, o3 = 4 * (r1 - r0), 4 * (r2 - r0), 4 * (r3 - r0)
                 x, out = load(op + PACKED), load(op + OUT) + 4 * r0
                 if tokens == 1:
-                    one_token(p0, p1, p2, p3, o1, o2, o3, columns, x, x_stride, out, out_stride)
+                    one_token(p0, p1, p2, p3, o1, o2, o3, columns, leap, x, x_stride, out, out_stride)
                 elif tokens == 2:
-                    two_tokens(p0, p1, p2, p3, o1, o2, o3, columns, x, x_stride, out, out_stride)
+                    two_tokens(p0, p1, p2, p3, o1, o2, o3, columns, leap, x, x_stride, out, out_stride)
+                elif tokens == 3:
+                    three_tokens(p0, p1, p2, p3, o1, o2, o3, columns, leap, x, x_stride, out, out_stride)
                 else:
-                    for t in range(0, tokens, 3):
+                    for t in range(0, tokens, 4):
                         x_t, out_t = x + t * x_stride, out + t * out_stride
-                        three_tokens(p0, p1, p2, p3, o1, o2, o3, columns, x_t, x_stride, out_t, out_stride)
+                        four_tokens(p0, p1, p2, p3, o1, o2, o3, columns, leap, x_t, x_stride, out_t, out_stride)
+            first, end = following, following_end
         restore(before)
 
     return matvec
@@ -121,7 +141,7 @@ def _make_walk(n_tokens: int) -> Any:
     prefetch = simd.prefetcher(64)
 
     @simd.device
-    def walk(p0, p1, p2, p3, o1, o2, o3, columns, x, x_stride, out, out_stride):
+    def walk(p0, p1, p2, p3, o1, o2, o3, columns, leap, x, x_stride, out, out_stride):
         total = zeros()
         start = 0
         while start < columns:
@@ -129,10 +149,11 @@ def _make_walk(n_tokens: int) -> Any:
             for j in range(STEPS):
                 left = columns - start - 32 * j
                 if left >= 32:
-                    prefetch(p0 + 832)
-                    prefetch(p1 + 832)
-                    prefetch(p2 + 832)
-                    prefetch(p3 + 832)
+                    ahead = AHEAD_BYTES if 2 * left > AHEAD_BYTES else AHEAD_BYTES + leap
+                    prefetch(p0 + ahead)
+                    prefetch(p1 + ahead)
+                    prefetch(p2 + ahead)
+                    prefetch(p3 + ahead)
                     acc = step(acc, p0, p1, p2, p3, x, x_stride)
                 elif left > 0:
                     acc = step_part(acc, p0, p1, p2, p3, x, x_stride, left)
@@ -176,9 +197,9 @@ def _add_lanes_code(n_tokens: int) -> Callable[..., Any]:
     return code
 
 
-def _make_gather() -> Any:
-    """gather(weights, row_bytes, first, n, columns, column, unpacked): 32 columns of 16 rows, a row in 64 bytes;
-    zeros past the end of a row, and the last row again where there are fewer."""
+def make_gather() -> Any:
+    """gather(weights, row_bytes, first, n, count, columns, column, unpacked): 32 columns of `count` rows, a row in 64
+    bytes; zeros past the end of a row, and the last row again where there are fewer."""
     from numba.core import types
 
     from gemmafile.kernels import emit, simd
@@ -189,9 +210,9 @@ def _make_gather() -> Any:
     store = emit.make(emit.void, [emit.address, words], lambda b, a, v: emit.store_at(b, v, a))
 
     @simd.device
-    def gather(weights, row_bytes, first, n, columns, column, unpacked):
+    def gather(weights, row_bytes, first, n, count, columns, column, unpacked):
         left = columns - column
-        for i in range(16):
+        for i in range(count):
             p = weights + min(first + i, n - 1) * row_bytes + 2 * column
             if left >= 32:
                 store(unpacked + 64 * i, load_whole(p))
@@ -208,8 +229,8 @@ def _make_matmul() -> Callable[..., None]:
     tile = tiles.WeightTile(0)
     zero, load_tile, store_tile = tile.zero_floats, tile.load, tile.store
     add_lane = emit.make(tile.floats, [tile.floats, emit.address, emit.address, emit.address], _add_lane_code)
-    gather, transpose = _make_gather(), tiles.transposer([128 * STEPS * i for i in range(16)])
-    flush, restore = _flushing()
+    gather, transpose = make_gather(), tiles.transposer([128 * STEPS * i for i in range(16)])
+    flush, restore = flushing()
 
     def matmul(op, shared, thread):
         """out[t][r] for many tokens. Reads the weights once, the activations once per 32 rows."""
@@ -228,7 +249,7 @@ def _make_matmul() -> Callable[..., None]:
             while start < columns:
                 for part in range(2 * STEPS):
                     half, j = part & 1, part >> 1
-                    gather(weights, row_bytes, first + 16 * half, n, columns, start + 32 * j, unpacked)
+                    gather(weights, row_bytes, first + 16 * half, n, 16, columns, start + 32 * j, unpacked)
                     transpose(unpacked, panel + 128 * j + 64 * half)
                 t = 0
                 while t < tokens:
@@ -281,14 +302,14 @@ def _make_matmul_amx() -> Callable[..., None]:
     dot0, dot1 = unit.dot_bf16(0, 4, 6), unit.dot_bf16(1, 4, 7)
     dot2, dot3 = unit.dot_bf16(2, 5, 6), unit.dot_bf16(3, 5, 7)
     load, atomic_add, quotient = simd.load_i64, simd.atomic_add, simd.quotient
-    gather, transpose = _make_gather(), tiles.transposer([2 * STEPS * 64 * i for i in range(16)], _apart)
+    gather, transpose = make_gather(), tiles.transposer([2 * STEPS * 64 * i for i in range(16)], apart)
 
     @simd.device
     def unpack(weights, row_bytes, first, n, columns, start, unpacked, panel):
         """A chunk of 32 rows: [half][lane][2 steps a pair, the odd number first][16 rows], a number in four bytes."""
         for half in range(2):
             for j in range(STEPS):
-                gather(weights, row_bytes, first + 16 * half, n, columns, start + 32 * j, unpacked)
+                gather(weights, row_bytes, first + 16 * half, n, 16, columns, start + 32 * j, unpacked)
                 transpose(unpacked, panel + _UNIT_HALF * half + 128 * j)
 
     def matmul_amx(op, shared, thread):
@@ -351,7 +372,7 @@ def _make_matmul_amx() -> Callable[..., None]:
     return matmul_amx
 
 
-def _apart(b: Any, pairs: Any) -> list[Any]:
+def apart(b: Any, pairs: Any) -> list[Any]:
     """The odd numbers of pairs of bfloat16, then the even ones, each in the lower half of four bytes."""
     from gemmafile.kernels import emit
 

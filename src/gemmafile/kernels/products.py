@@ -38,7 +38,7 @@ PRODUCTS = {
     for name in names
 } | {
     "BF16": Product(
-        "bf16.matvec", "bf16.matmul", "bf16", "bf16.matmul_amx", "bf16_many", "bf16.matmul_amx", "bf16_many",
+        "bf16.matvec", "bf16.matmul", "bf16", "bf16.matmul_amx", "bf16_many", "bf16.batch_amx", "bf16_many",
     ),
     "F16": Product("dots.f16_matvec", "dots.f16_matmul", None),
     "F32": Product("dots.f32_matvec", "dots.f32_matmul", None),

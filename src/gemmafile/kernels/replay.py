@@ -18,6 +18,7 @@ from gemmafile.kernels import (
     attention,
     attention_store,
     batch_amx,
+    batch_bf16,
     bf16,
     packing,
     pointwise,
@@ -241,7 +242,7 @@ class CpuReplay:
         self._positions, self._outputs = np.zeros(n, np.int32), np.zeros(n, np.int32)
         self._row_tables = np.zeros(n, np.int64)
         group = self.config.n_heads // self.config.n_kv_heads
-        products = (superblocks, quads, superblocks_amx, quads_amx, bf16, batch_amx)
+        products = (superblocks, quads, superblocks_amx, quads_amx, bf16, batch_amx, batch_bf16)
         needs = (attention.scratch_bytes(group, self.cache.width), *(module.SCRATCH_NEEDED for module in products))
         scratch = -(-max(needs) // 4096) * 4096 + 128  # threads' scratch not at the same place in their pages
         self._scratch = aligned_bytes(scratch * threads)
