@@ -36,6 +36,15 @@ class PerplexitySettings:
         help="keep the log-probabilities in this file; with --kl-divergence: compare with those of it",
     )  # fmt: skip
     divergence: bool = option(False, "--kl-divergence", help="how far the model is from the base, on the base's text")
+    hellaswag: bool = option(False, "--hellaswag", help="score HellaSwag tasks: FILE has six lines a task")
+    hellaswag_tasks: int = option(400, "--hellaswag-tasks", help="how many, drawn at random", metavar="N")
+    winogrande: bool = option(False, "--winogrande", help="score Winogrande tasks: FILE is llama.cpp's CSV")
+    winogrande_tasks: int = option(0, "--winogrande-tasks", help="how many, drawn at random; 0: all", metavar="N")
+    multiple_choice: bool = option(
+        False, "--multiple-choice", help="score multiple choices: FILE is llama.cpp's binary"
+    )
+    multiple_choice_tasks: int = option(0, "--multiple-choice-tasks", help="how many; 0: all", metavar="N")
+    binary_file: str | None = option(None, "--binary-file", "-bf", help="FILE, for --multiple-choice", metavar="FILE")
     verbose: bool = option(False, "--verbose", "-v", help="show the model, the settings in force and the timings")
     log_disable: bool = option(False, "--log-disable", help="nothing on stderr but errors")
 
@@ -58,6 +67,8 @@ def main(words: list[str]) -> int:
         raise BadSettings("--chunks is 0, expected 1 or more, or -1 for all")
     if settings.divergence:
         return compare(given, settings, context, streams)
+    if settings.hellaswag or settings.winogrande or settings.multiple_choice:
+        return choose(given, settings, context, streams)
     path = model_path(given)
     if settings.file is None:
         raise BadSettings("which text? give a file: gemmafile perplexity MODEL -f text.txt")
@@ -120,6 +131,37 @@ def compare(given: Given, settings: PerplexitySettings, context: ContextSettings
     if summary.n >= LEAST_FOR_STATISTICS:
         streams.write("\n" + "\n".join(summary.report()) + "\n")
     return 0
+
+
+def choose(given: Given, settings: PerplexitySettings, context: ContextSettings, streams: Streams) -> int:
+    """Score multiple choices. Raises BadSettings, GemmafileError."""
+    from gemmafile.measure import choices
+    from gemmafile.model_api import Model
+
+    path, file = model_path(given), settings.file or settings.binary_file
+    if settings.hellaswag + settings.winogrande + settings.multiple_choice > 1:
+        raise BadSettings("--hellaswag, --winogrande and --multiple-choice are one at a time")
+    if file is None:
+        raise BadSettings("which tasks? give a file: gemmafile perplexity MODEL -f FILE --hellaswag")
+    if settings.multiple_choice:
+        tasks = choices.read_multiple_choice(_read_bytes(file), settings.multiple_choice_tasks)
+        score = choices.multiple_choice_lines
+    elif settings.winogrande:
+        tasks, score = choices.read_winogrande(read_text(file), settings.winogrande_tasks), choices.winogrande_lines
+    else:
+        tasks, score = choices.read_hellaswag(read_text(file), settings.hellaswag_tasks), choices.hellaswag_lines
+    n_context = DEFAULT_CONTEXT if context.context is None else context.context
+    with Model(path, replace(context, context=n_context), say=streams.say) as model:
+        for line in score(model, tasks):
+            streams.write(f"{line}\n")
+    return 0
+
+
+def _read_bytes(file: str) -> bytes:
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise BadSettings(f"{file} cannot be read: {error.strerror or error}") from None
 
 
 def check_vocabulary(model: Model, base: Base) -> None:

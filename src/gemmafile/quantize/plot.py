@@ -18,7 +18,7 @@ _STYLE = (
 
 
 def draw(rows: Sequence[Row], title: str) -> str:
-    """An SVG document. The exact model, whose divergence is zero, has no place on a logarithmic axis: it is left out."""
+    """An SVG document. The exact model is left out: its divergence, zero, has no place on a logarithmic axis."""
     shown = [row for row in rows if row.kld > 0]
     width, height = 2 * (LEFT + WIDTH) + GAP, TOP + HEIGHT + 60
     parts = [
