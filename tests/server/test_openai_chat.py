@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -323,3 +324,42 @@ def test_clients_at_the_same_time_get_their_own_answers(server: Running) -> None
 
 def test_without_v1_too(server: Running) -> None:
     assert server.post("/chat/completions", ASK).status == 200
+
+
+# --- whoever streams ------------------------------------------------------------------------------------------------
+
+WORDS = "日本語 🙂 é"
+STREAMS: dict[str, tuple[dict[str, Any], Any]] = {
+    "/v1/chat/completions": (
+        {"messages": MESSAGES},
+        lambda event: [c["delta"].get("content", "") for c in event["choices"]],
+    ),
+    "/v1/completions": ({"prompt": "x"}, lambda event: [c["text"] for c in event["choices"]]),
+    "/v1/messages": ({"messages": MESSAGES[1:]}, lambda event: [event.get("delta", {}).get("text", "")]),
+    "/v1/responses": ({"input": "x"}, lambda event: [event["delta"] if event["type"].endswith("text.delta") else ""]),
+    "/completion": ({"prompt": "x"}, lambda event: [event["content"]]),
+}
+
+
+@pytest.mark.parametrize("path", STREAMS)
+def test_no_character_is_cut_in_two(server: Running, path: str) -> None:
+    """The tiny vocabulary has these characters in single bytes only."""
+    ask, texts_of = STREAMS[path]
+    limits = {"max_tokens": 60, "max_output_tokens": 60}
+    body = {**ask, **limits, "grammar": f'root ::= "{WORDS}"', "stream": True}
+    texts = [text for event in server.post(path, body).events if event != "[DONE]" for text in texts_of(event)]
+    assert "".join(texts) == WORDS
+    assert len([text for text in texts if text]) >= 5
+
+
+def test_a_client_that_goes_away_frees_its_slot(server: Running) -> None:
+    for stream in (True, False):
+        connection = server.connect()
+        body = json.dumps({**ASK, "max_tokens": 400, "ignore_eos": True, "stream": stream})
+        connection.request("POST", CHAT, body, {"Content-Type": "application/json"})
+        deadline_s = time.monotonic() + 20
+        while not any(slot["is_processing"] for slot in server.get("/slots").json):
+            assert time.monotonic() < deadline_s
+        connection.close()
+        while any(slot["is_processing"] for slot in server.get("/slots").json):
+            assert time.monotonic() < deadline_s, "the answer goes on without anybody to take it"
