@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
-from gemmafile.server.answering import Ask, Finished, Progress, TextPiece, answer, chat_prompt
+from gemmafile.server.answering import Ask, Finished, Progress, TextPiece, answer, chat_prompt, encode_away
 from gemmafile.server.constraints import check_constraint, check_schema, close_objects
 from gemmafile.server.errors import ApiError, bad_request
 from gemmafile.server.tools import (
@@ -106,9 +106,11 @@ async def prepare(door: Door, turn: Turn) -> Prepared:
     variables = dict(turn.variables)
     form: CallForm | None = None
     told: list[dict[str, Any]] | None = None
+    knows_tools = False
+    if tools or any(message["role"] == "tool" or message.get("tool_calls") for message in messages):
+        knows_tools = await asyncio.to_thread(lambda: door.chat_template.takes_tools)
     if tools:
-        template = door.chat_template
-        learned = learned_form(template.source) if template.takes_tools else None
+        learned = learned_form(door.chat_template.source) if knows_tools else None
         form = learned or plain_form(door.tokenizer)
         if learned is not None:
             told = [tool.as_json() for tool in tools]
@@ -116,7 +118,7 @@ async def prepare(door: Door, turn: Turn) -> Prepared:
         else:
             system = describe_tools(tools, turn.choice, form, turn.several)
             messages = write_plain_messages(messages, system, form)
-    elif not door.chat_template.takes_tools:
+    elif not knows_tools:
         messages = write_plain_messages(messages, "", plain_form(door.tokenizer))
     is_free = turn.schema is None and not tools and turn.sampling.grammar is None and turn.sampling.json_schema is None
     sampling = turn.sampling if is_free else await asyncio.to_thread(_constrain, turn, tools, form)
@@ -136,7 +138,8 @@ async def _encode(
     if messages[-2]["role"] == "assistant":
         raise bad_request("the last two messages are both the assistant's: only one can begin the answer", "messages")
     token_ids = await chat_prompt(door, messages[:-1], tools, variables)
-    return token_ids + door.tokenizer.encode(last["content"], add_special=False)
+    text = last["content"]
+    return token_ids + await encode_away(lambda: door.tokenizer.encode(text, add_special=False), len(text))
 
 
 def _constrain(turn: Turn, tools: list[Tool], form: CallForm | None) -> SamplingSettings:
