@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "src" / "gemmafile"
 
 ORDER = (
     "files", "pack", "overrides", "model", "kernels", "convert", "text", "engine", "completion", "model_api",
-    "measure", "quantize", "checkpoint_api", "bench", "server", "web", "cli",
+    "measure", "quantize", "checkpoint_api", "transformers", "bench", "server", "web", "cli",
 )  # fmt: skip
 """A part may import itself and the parts before it."""
 

@@ -84,7 +84,8 @@ class AutoModelForCausalLM:
         file = open_model(path, settings, say)
         try:
             changed = _reformatted(file, bits, wanted)
-            return CausalLM(Model(path, settings, say, file=changed), wanted)
+            n_sequences = options.get("n_sequences") or 1
+            return CausalLM(Model(path, settings, say, n_sequences=n_sequences, file=changed), wanted)
         except BaseException:
             file.close()
             raise

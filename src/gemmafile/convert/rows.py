@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from gemmafile.errors import BackendUnavailable
 from gemmafile.files.formats import Format
 from gemmafile.files.huggingface.tensor_names import widen
+from gemmafile.kernels.quantizers.rows import quantize_rows
 
 PIECE_WEIGHTS = 1 << 22
 """Numbers of one piece: 16 MB as float32."""
@@ -44,7 +46,7 @@ def encode_rows(raw: Bytes, source: str, target: Format, columns: int) -> Iterat
     def work(start: int) -> Bytes:
         piece = raw[start * row_bytes : (start + rows_a_piece) * row_bytes]
         try:
-            return _encode(piece, source, target.name)
+            return _encode(piece, source, target.name, columns)
         except NotFinite as error:
             raise NotFinite(start * columns + error.number) from None
 
@@ -58,7 +60,7 @@ def encode_rows(raw: Bytes, source: str, target: Format, columns: int) -> Iterat
             yield waiting.popleft().result()
 
 
-def _encode(piece: Bytes, source: str, target: str) -> Bytes:
+def _encode(piece: Bytes, source: str, target: str, columns: int) -> Bytes:
     _check_finite(piece, source)
     if source == target:
         return piece
@@ -73,7 +75,10 @@ def _encode(piece: Bytes, source: str, target: str) -> Bytes:
         _check_finite(halves.view(np.uint8), "F16")
         return halves.view(np.uint8)
     assert target == "Q8_0", target
-    return quantize_q8_0(values)
+    try:
+        return quantize_rows(values.reshape(-1, columns), target, None)[0].reshape(-1)
+    except BackendUnavailable:  # no compiler here: NumPy, slow
+        return quantize_q8_0(values)
 
 
 _EXPONENT = {"F32": ("<u4", 0x7F800000), "F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80)}
