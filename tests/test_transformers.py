@@ -41,7 +41,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "top-p": {"max_new_tokens": 25, "do_sample": True, "top_p": 0.8, "top_k": 0},
     "penalty": GREEDY | {"repetition_penalty": 1.3, "no_repeat_ngram_size": 3},
     "beams": {"max_new_tokens": 8, "num_beams": 3, "do_sample": False},
-    "lookup": GREEDY | {"prompt_lookup_num_tokens": 3},
 }
 
 

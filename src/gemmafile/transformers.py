@@ -8,7 +8,8 @@ PreTrainedModel keep working.
     pipeline("text-generation", model=model, tokenizer=tokenizer)
 
 transformers hands over all ids at every step (its cache is off); the engine keeps a sequence for each row, and computes
-only what the sequence does not have yet. So beams, assistants and prompt lookup need nothing of their own.
+only what the sequence does not have yet. So beams need nothing of their own; what insists on transformers' cache
+(assistants, prompt lookup) is refused by it.
 Needs the extra `transformers` (torch and transformers).
 """
 
@@ -54,6 +55,7 @@ class GemmafileForCausalLM(PreTrainedModel, GenerationMixin):
     def from_pretrained(cls, name: str | PathLike[str], **options: Any) -> GemmafileForCausalLM:
         """As `gemmafile.AutoModelForCausalLM.from_pretrained`, whose arguments these are."""
         from gemmafile.checkpoint_api.model import AutoModelForCausalLM
+        from gemmafile.files.huggingface.checkpoint import Checkpoint
 
         card = AutoModelForCausalLM.from_pretrained(name, **{"n_sequences": N_SEQUENCES, **options})
         table = vars(card.config)
@@ -64,7 +66,9 @@ class GemmafileForCausalLM(PreTrainedModel, GenerationMixin):
         model = cls(config, card.model)
         own = card.generation_config
         known = {"eos_token_id": own.eos_token_id, "pad_token_id": own.pad_token_id, "bos_token_id": own.bos_token_id}
-        model.generation_config = GenerationConfig(**known, use_cache=False)
+        source = getattr(card.model.file, "source", card.model.file)
+        told = (source.folder.json("generation_config.json") or {}) if isinstance(source, Checkpoint) else {}
+        model.generation_config = GenerationConfig.from_dict({**told, **known, "use_cache": False})
         return model.eval()
 
     def forward(
