@@ -124,6 +124,20 @@ def test_the_law_of_rows_holds_with_adapters(dtype: str, tmp_path: Path) -> None
     assert np.array_equal(whole, logits(base, IDS, "reference", lora=lora))
 
 
+def test_kept_prompts_know_the_adapters(tmp_path: Path) -> None:
+    """Keys and values of another adapter, or another scale of it, are not taken for this one's."""
+    from gemmafile.engine.saved import fingerprint
+
+    model = small("gemma2")
+    base = write_checkpoint(tmp_path / "base", model)
+    lora = write_lora(tmp_path / "lora", model)
+    seen = set()
+    for scaled in ([], [f"{lora}:1"], [f"{lora}:0.5"]):
+        with Model.open(base, backend="reference", context=64, lora_scaled=scaled) as opened:
+            seen.add(fingerprint(opened.engine))
+    assert len(seen) == 3
+
+
 def test_rank_stabilised_and_patterns(tmp_path: Path) -> None:
     model = small("gemma2")
     base = write_checkpoint(tmp_path / "base", model, dtype="F32")

@@ -39,13 +39,17 @@ SAMPLE_BYTES = 4096
 
 
 def fingerprint(engine: Engine) -> str:
-    """What keys and values depend on beside tokens: weights (a sample of each tensor) and constants. 32 hex digits."""
+    """What keys and values depend on beside tokens: weights (a sample of each tensor), adapters (all of them, with their
+    scales) and constants. 32 hex digits."""
     seen = hashlib.blake2b(repr(engine.config).encode(), digest_size=16)
     for name, tensor in engine.file.tensors.items():
         data = engine.file.data(name)
         seen.update(f"{name} {tensor.shape} {tensor.format.name} {data.size}".encode())
         for start in (0, data.size // 2, max(0, data.size - SAMPLE_BYTES)):
             seen.update(data[start : start + SAMPLE_BYTES].tobytes())
+    for name, pairs in engine.adapters.items():
+        for a, b in pairs:
+            seen.update(f"{name} {a.shape} {b.shape}".encode() + a.data.tobytes() + b.data.tobytes())
     return seen.hexdigest()
 
 
