@@ -34,7 +34,7 @@ def test_an_interrupt_comes_after_the_walk_and_breaks_nothing() -> None:
     ends = time.monotonic() + 2
     striker.start()
     try:
-        while time.monotonic() < ends:
+        while time.monotonic() < (ends if caught > 10 else ends + 30):  # longer on a machine that is busy
             try:
                 out[:] = 0
                 single.run()
