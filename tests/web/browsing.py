@@ -21,7 +21,7 @@ CHROMIUM = next(
 )
 """Of the system, for no browser is downloaded."""
 
-TIMEOUT_MS = 30_000
+TIMEOUT_MS = 90_000
 
 
 @dataclass

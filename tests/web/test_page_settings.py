@@ -230,6 +230,20 @@ def test_a_key_is_asked_for(browser: Any, smollm2_path: Any) -> None:
         page.context.close()
 
 
+def test_a_server_that_filters_tells_no_probabilities(browser: Any, smollm2_path: Any) -> None:
+    watch = Watch()
+    settings = ServeSettings(filters=["personal-data"])
+    with running(
+        smollm2_path, settings, ContextSettings(context=512), None, RunSettings(n_predict=5), wait_s=280
+    ) as server:
+        page = open_page(browser, server, watch)
+        ask(page, "Hi")
+        assert page.query_selector(".problem") is None
+        assert page.query_selector(".message.assistant [aria-label=Tokens]") is None
+        page.context.close()
+    assert watch.complaints == []
+
+
 def test_without_javascript(browser: Any, chatty: Running, watch: Watch) -> None:
     page = open_page(browser, chatty, watch, started=False, java_script_enabled=False)
     page.fill("#plain-message", "What is the capital of France?")

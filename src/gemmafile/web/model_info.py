@@ -130,6 +130,7 @@ def describe(door: Door, papers: Papers) -> dict[str, Any]:
         "context": door.n_context,
         "sampling": describe_sampling(door.sampling),
         "n_predict": door.run.n_predict,
+        "tells_probabilities": not door.filters,
         "system": door.system or "",
         "templates": {
             "prompt": templates.prompt if templates else "",

@@ -38,7 +38,7 @@ export function requestFields(settings) {
   // A seed of our own, so that it can be told afterwards.
   fields.seed = seed >= 0 ? seed : crypto.getRandomValues(new Uint32Array(1))[0] >>> 1;
   if (settings.n_predict !== null) fields.n_predict = settings.n_predict;
-  if (settings.n_probs > 0) fields.n_probs = settings.n_probs;
+  if (settings.n_probs > 0 && info.tells_probabilities) fields.n_probs = settings.n_probs;
   if (settings.output === "gbnf" && settings.grammar.trim()) fields.grammar = settings.grammar;
   if (settings.output === "json") {
     try {
