@@ -220,3 +220,15 @@ def test_the_model(server: Running) -> None:
     status, wrong = server.get("/v1/models/gpt-4")
     assert status == 404
     assert wrong["error"]["type"] == "not_found_error"
+
+
+def test_a_bias_against_all_that_a_grammar_allows(server: Running) -> None:
+    """Its own answer ends, by the fault of who asked."""
+    status, found = server.post(COMPLETE, {**ASK, "grammar": 'root ::= "x"+', "logit_bias": [["x", False]]})
+    assert status == 400
+    assert "no token can be chosen" in found["error"]["message"]
+
+
+def test_norms_of_high_order_are_the_largest_value(server: Running) -> None:
+    (found,) = server.post("/embedding", {"content": "a cat", "embd_normalize": 900}).json
+    assert max(abs(x) for x in found["embedding"][0]) == pytest.approx(1, abs=0.01)

@@ -165,7 +165,7 @@ def test_odd_values_in_every_field(tried: Running, document: Document, full: boo
 def test_schemathesis_finds_nothing(tried: Running, tmp_path: Path) -> None:
     """Some 20,000 requests: no 5xx, no status, type or shape that the document does not name."""
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
-    command = [sys.executable, "-m", "schemathesis.cli", "run", f"{tried.url}/openapi.json", "-n", "200", "-w", "4"]
+    command = [sys.executable, "-m", "schemathesis.cli", "run", f"{tried.url}/openapi.json", "-n", "300", "-w", "4"]
     command += ["-c", checks, "--seed", "1", "--suppress-health-check", "all", "--warnings", "off"]
     command += ["--phases", "examples,coverage,fuzzing", "--continue-on-failure", "--request-timeout", "60"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1400, cwd=tmp_path, check=False)

@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gemmafile.errors import GemmafileError
+from gemmafile.errors import BadSettings
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -80,10 +80,10 @@ class Candidates:
     def weights(self) -> Floats:
         """float32[n], descending from 1: the candidates' probabilities, not yet divided by their sum.
 
-        Good until the next call. Raises GemmafileError if there is no candidate.
+        Good until the next call. Raises BadSettings if there is no candidate.
         """
         if not math.isfinite(self.values[0]):
-            raise GemmafileError(
+            raise BadSettings(
                 "no token can be chosen: logit biases, penalties and the grammar rule out every one; relax them"
             )
         if self._weights is None:

@@ -63,7 +63,8 @@ def normalize(vector: Vector, kind: int = 2) -> Vector:
     if kind == 0:
         norm = float(np.abs(wide).max(initial=0.0)) / 32760.0
     else:
-        norm = float((np.abs(wide) ** kind).sum() ** (1.0 / kind))
+        largest = float(np.abs(wide).max(initial=0.0)) or 1.0  # powers of what is at most 1 do not overflow
+        norm = largest * float(((np.abs(wide) / largest) ** kind).sum() ** (1.0 / kind))
     return (wide / norm).astype(np.float32) if norm > 0 else np.zeros_like(vector)
 
 
