@@ -211,6 +211,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing layer": (lambda f: _config(f, num_hidden_layers=3), "missing"),
     "surplus layer": (lambda f: _config(f, num_hidden_layers=1), "does not use"),
     "activation": (lambda f: _config(f, hidden_activation="relu"), "relu"),
+    "activation is a table": (lambda f: _config(f, hidden_activation={"a": 1}), "hidden_activation"),
     "tokenizer cut": (lambda f: (f / "tokenizer.model").write_bytes(b"\x0a\xff\xff"), "cut short"),
     "tokenizer unigram": (lambda f: (f / "tokenizer.model").write_bytes(b"\x0a\x03\x0a\x01a"), "expected BPE"),
     "part missing": (

@@ -164,7 +164,7 @@ def _refuse_foreign(c: _Config) -> None:
             raise c.bad(name, f"is {str(c.table[name])[:40]}, which is not supported")
     wanted = c.table.get("hidden_activation") or c.table.get("hidden_act")
     known = {"silu", "swish"} if c.architecture == "llama" else _ACTIVATIONS
-    if wanted is not None and wanted not in known:
+    if wanted is not None and not (isinstance(wanted, str) and wanted in known):
         raise c.bad("hidden_activation", f"is {str(wanted)[:40]!r}, expected {' or '.join(sorted(known))}")
     if c.architecture == "gemma3" and c.table.get("attn_logit_softcapping"):
         raise c.bad("attn_logit_softcapping", "is set, and Gemma 3 has none")
