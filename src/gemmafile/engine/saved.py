@@ -39,8 +39,8 @@ SAMPLE_BYTES = 4096
 
 
 def fingerprint(engine: Engine) -> str:
-    """What keys and values depend on beside tokens: weights (a sample of each tensor), adapters (all of them, with their
-    scales) and constants. 32 hex digits."""
+    """What keys and values depend on beside tokens: weights (a sample of each tensor), adapters (all of them, with
+    their scales) and constants. 32 hex digits."""
     seen = hashlib.blake2b(repr(engine.config).encode(), digest_size=16)
     for name, tensor in engine.file.tensors.items():
         data = engine.file.data(name)
