@@ -85,6 +85,26 @@ def test_a_changed_file_in_the_cache_does_not_run(packed: Packed, tmp_path: Path
     assert not (env / "json.py").exists()
 
 
+def test_bytecode_in_the_making_is_left_alone_and_stray_bytecode_never_runs(packed: Packed, tmp_path: Path) -> None:
+    import fcntl
+
+    for _ in range(2):
+        assert start(packed.path, "--version", home=tmp_path).returncode == 0
+    (env,) = (p for p in (tmp_path / ".cache/gemmafile").iterdir() if p.is_dir())
+    before, sealed = env.stat().st_ino, (env / "seal.json").read_bytes()
+    assert b"__pycache__/packed" in sealed
+    (env / "seal.json.1").write_text("{")
+    (made,) = (env / "gemmafile/cli/__pycache__").glob("packed.*.pyc")
+    made.write_bytes(made.read_bytes()[:16] + b"not to be run")
+    with (env / "seal.lock").open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another start makes bytecode
+        assert start(packed.path, "--version", home=tmp_path).returncode == 0
+        assert made.read_bytes()[16:] == b"not to be run"
+    assert start(packed.path, "--version", home=tmp_path).returncode == 0
+    assert made.read_bytes()[16:] != b"not to be run"
+    assert env.stat().st_ino == before  # nothing was unpacked again
+
+
 def test_a_cache_that_others_may_write_is_not_used(packed: Packed, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     cache.mkdir()

@@ -22,27 +22,31 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def left() -> set[str]:
-    return {path.name for path in MEMORY.glob("private-*")}
+def left(process: subprocess.Popen[bytes]) -> list[Path]:
+    """What a process has in memory."""
+    return list(MEMORY.glob(f"private-{process.pid}-*"))
 
 
-def wait_until_gone(before: set[str]) -> None:
-    end_s = time.monotonic() + 20
-    while left() - before and time.monotonic() < end_s:
-        time.sleep(0.02)
-    assert not left() - before
-
-
-def begin(packed: Packed, home: Path) -> subprocess.Popen[bytes]:
-    """A private process, once it has unpacked itself: it waits for what stdin says."""
-    words = [packed.path, "--private", "--cli", "--backend", "reference"]
-    environ = {"PATH": "/usr/bin:/bin", "HOME": str(home), "GEMMAFILE_PYTHON": sys.executable}
-    before = left()
-    process = subprocess.Popen(
-        words, env=environ, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+def wait_until_gone(process: subprocess.Popen[bytes]) -> None:
     end_s = time.monotonic() + 60
-    while not any((MEMORY / name).glob("env-*/seal.json") for name in left() - before):
+    while left(process) and time.monotonic() < end_s:
+        time.sleep(0.02)
+    assert not left(process)
+
+
+def begin(path: Path, home: Path, *words: str) -> subprocess.Popen[bytes]:
+    environ = {"PATH": "/usr/bin:/bin", "HOME": str(home), "GEMMAFILE_PYTHON": sys.executable}
+    command = [path, *words, "--backend", "reference"]
+    return subprocess.Popen(
+        command, env=environ, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+
+
+def begin_and_wait(path: Path, home: Path) -> subprocess.Popen[bytes]:
+    """A private process, once it has unpacked itself: it waits for what stdin says."""
+    process = begin(path, home, "--private", "--cli")
+    end_s = time.monotonic() + 60
+    while not any(list(place.glob("env-*/seal.json")) for place in left(process)):
         assert time.monotonic() < end_s
         assert process.poll() is None
         time.sleep(0.01)
@@ -50,49 +54,46 @@ def begin(packed: Packed, home: Path) -> subprocess.Popen[bytes]:
 
 
 def test_a_private_start_leaves_nothing(packed: Packed, tmp_path: Path) -> None:
-    before = left()
-    done = start(packed.path, "--private", "-p", "Once", "-n", "2", home=tmp_path, GEMMAFILE_CACHE="")
-    assert done.returncode == 0, done.stderr
-    assert not left() - before  # the program waits for it
+    with begin(packed.path, tmp_path, "--private", "-p", "Once", "-n", "2") as process:
+        assert process.wait(60) == 0
+        assert not left(process)  # the program waits for it
     assert not list(tmp_path.iterdir())
 
 
 def test_the_files_own_arguments_may_ask_for_it(copy: Path, tmp_path: Path) -> None:
     assert main(["edit", str(copy), "--quiet", "--set-args", "--private --temp 0 ..."]) == 0
-    before, home = left(), tmp_path / "home"
+    home = tmp_path / "home"
     home.mkdir()
-    assert start(copy, "-p", "Once", "-n", "2", home=home, GEMMAFILE_CACHE="").returncode == 0
-    assert not left() - before
+    with begin(copy, home, "-p", "Once", "-n", "2") as process:
+        assert process.wait(60) == 0
+        assert not left(process)
     assert not list(home.iterdir())
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_one_leaves_nothing(packed: Packed, tmp_path: Path, number: signal.Signals) -> None:
-    before = left()
-    with begin(packed, tmp_path) as process:
+    with begin_and_wait(packed.path, tmp_path) as process:
         process.send_signal(number)
-    wait_until_gone(before)
+    wait_until_gone(process)
     assert not list(tmp_path.iterdir())
 
 
 def test_what_was_killed_with_its_guard_goes_at_the_next_start(packed: Packed, tmp_path: Path) -> None:
-    before = left()
-    with begin(packed, tmp_path) as process:
+    with begin_and_wait(packed.path, tmp_path) as process:
         guards = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         for pid in [process.pid, *map(int, guards)]:
             os.kill(pid, signal.SIGKILL)
-    (name,) = left() - before
-    os.utime(MEMORY / name, (0, 0))
+    (place,) = left(process)
+    os.utime(place, (0, 0))
     assert start(packed.path, "--version", home=tmp_path).returncode == 0
-    assert not left() - before
+    assert not left(process)
 
 
 def test_one_in_use_is_left_alone(packed: Packed, tmp_path: Path) -> None:
-    before = left()
-    with begin(packed, tmp_path) as process:
-        (name,) = left() - before
-        os.utime(MEMORY / name, (0, 0))
+    with begin_and_wait(packed.path, tmp_path) as process:
+        (place,) = left(process)
+        os.utime(place, (0, 0))
         assert start(packed.path, "--version", home=tmp_path).returncode == 0
-        assert (MEMORY / name).exists()
+        assert place.exists()
         process.kill()
-    wait_until_gone(before)
+    wait_until_gone(process)

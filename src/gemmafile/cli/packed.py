@@ -35,19 +35,28 @@ IN_TERMINAL = frozenset(
 """Flags that ask for an answer here, in the terminal, unless --server is among them."""
 
 
-def main(path: str, index: dict[str, Any], words: list[str], cache: str, unsealed: str) -> int:
+def main(path: str, index: dict[str, Any], words: list[str], cache: str, seal: Callable[[], None]) -> int:
     """Runs the file's own command line; returns the exit code.
 
-    unsealed  the folder of unpacked packages, when its bytecode is not in its seal yet; else ""
+    seal  to be called when nothing more is imported and writing is still possible: keeps the bytecode that was made
     """
     os.environ.setdefault("GEMMAFILE_CACHE", cache)
     start = Path(sys.executable or "").with_name("python3")
     if start.parent.name == "bin" and start.exists():
         sys.executable = str(start)  # a script that finds the loader: children start anywhere, as we did
     from gemmafile.cli import confinement
+
+    confinement.own_process(before_the_end=seal)
+    try:
+        return run_words_or_own(path, index, words)
+    finally:
+        confinement.before_the_end()
+
+
+def run_words_or_own(path: str, index: dict[str, Any], words: list[str]) -> int:
+    """What is asked about the file itself, or else what its engine is asked."""
     from gemmafile.cli import main as command_line
 
-    confinement.own_process(before_the_end=(lambda: seal_bytecode(Path(unsealed))) if unsealed else None)
     at = find_own(words)
     if at is None:
         return command_line.main_of_packed(path, lambda: run_words(path, index, words))
@@ -78,23 +87,6 @@ def find_own(words: list[str]) -> int | None:
         takes_one = name in ("-m", "--model") or (name in flags and flags[name].convert and flags[name].bare is None)
         at += 2 if takes_one else 1 + (FOREIGN[name].n_values if name in FOREIGN else 0)
     return None
-
-
-def seal_bytecode(folder: Path) -> None:
-    """Add the bytecode that Python has just made of checked sources to the list of what may be loaded (boot.py)."""
-    import contextlib
-    import json
-
-    with contextlib.suppress(OSError, ValueError):
-        seal = json.loads((folder / "seal.json").read_bytes())
-        for made in folder.glob("**/__pycache__/*.pyc"):
-            status = made.lstat()
-            seal[made.relative_to(folder).as_posix()] = [
-                status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino,
-            ]  # fmt: skip
-        new = folder / f"seal.json.{os.getpid()}"
-        new.write_text(json.dumps(seal))
-        os.replace(new, folder / "seal.json")
 
 
 def run_words(path: str, index: dict[str, Any], words: list[str]) -> list[str]:
@@ -129,6 +121,8 @@ def read_part(path: str, index: dict[str, Any], name: str) -> bytes | None:
 
     if name not in index["members"]:
         return None
+    if name in index.get("texts", {}):  # what boot.py has read and checked
+        return bytes(index["texts"][name])
     offset, size, digest = index["members"][name]
     with open(path, "rb") as file:
         file.seek(offset)

@@ -80,14 +80,17 @@ def caches():
 
 
 def walk(folder, prefix=""):
-    """(name, stat) of all files below a folder."""
+    """(name, stat) of all files below a folder; bytecode may come and go meanwhile."""
     with os.scandir(folder) as entries:
         for entry in entries:
             name = prefix + entry.name
             if entry.is_dir(follow_symlinks=False):
                 yield from walk(entry.path, name + "/")
             else:
-                yield name, entry.stat(follow_symlinks=False)
+                try:
+                    yield name, entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    pass
 
 
 def mark(status):
@@ -95,25 +98,76 @@ def mark(status):
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
-BYTECODE = {"is_sealed": False}
+STRAY = []
 
 
 def is_whole(folder):
-    """Is every file as it was when it was unpacked and checked, or when its bytecode was made from that? Bytecode of
-    any other origin is dropped."""
+    """Is every file as it was when it was unpacked and checked? Bytecode is too, or it is noted in STRAY: another start
+    may be making it at this moment, or have died of it."""
     try:
         with open(folder + "/seal.json", "rb") as seal:
             sealed = json.loads(seal.read())
-        BYTECODE["is_sealed"] = any("__pycache__/" in name for name in sealed)
+        STRAY[:] = []
         for name, status in walk(folder):
-            if sealed.pop(name, None) != mark(status) and name not in ("seal.json", "used"):
-                if "__pycache__/" not in name or PRIVATE:
+            if sealed.pop(name, None) != mark(status) and name not in ("used", "seal.lock"):
+                if "__pycache__/" in name:
+                    STRAY.append(name)
+                elif not name.startswith("seal.json"):
                     return False
-                os.unlink(os.path.join(folder, name))
-                BYTECODE["is_sealed"] = False
         return not any("__pycache__/" not in name for name in sealed)
     except (OSError, ValueError):
         return False
+
+
+def keep_bytecode(folder):
+    """Have Python make bytecode, if no other start is doing so, and no stray one be loaded. Returns what seals it."""
+    try:
+        import fcntl
+
+        if PRIVATE:
+            raise OSError
+        lock = os.open(folder + "/seal.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (OSError, ImportError):
+        sys.dont_write_bytecode = True
+        if STRAY:
+            sys.pycache_prefix = os.devnull  # none at all, then
+        return lambda: None
+    if STRAY and is_whole(folder):
+        for name in STRAY:
+            try:
+                os.unlink(os.path.join(folder, name))
+            except OSError:
+                pass
+    from importlib._bootstrap_external import SourceFileLoader
+
+    made, write = [], SourceFileLoader._cache_bytecode
+
+    def note(loader, source, bytecode, data):
+        made.append(bytecode)
+        return write(loader, source, bytecode, data)
+
+    SourceFileLoader._cache_bytecode = note
+
+    def seal():
+        """Add the bytecode made of checked sources to the list of what may be loaded."""
+        sys.dont_write_bytecode = True
+        try:
+            if made or "subprocess" in sys.modules:  # our own children make some too
+                with open(folder + "/seal.json", "rb") as old:
+                    sealed = json.loads(old.read())
+                known = len(sealed)
+                sealed.update((name, mark(status)) for name, status in walk(folder) if name.endswith(".pyc"))
+                if made or len(sealed) != known:
+                    new = "%s/seal.json.%d" % (folder, os.getpid())
+                    with open(new, "w") as out:
+                        json.dump(sealed, out)
+                    os.replace(new, folder + "/seal.json")
+        except (OSError, ValueError):
+            pass
+        os.close(lock)
+
+    return seal
 
 
 def hold(folder):
@@ -160,16 +214,18 @@ def locked(place, how):
 
 
 def leave_nothing(place):
-    """A folder for this start alone is removed when this process ends, however it ends: by another that waits for it."""
+    """A folder for this start alone is removed when this process ends, however it ends: by another that waits for it,
+    from before there is such a folder."""
     import atexit
     import signal
     import time
 
-    lock = locked(place, 1)  # LOCK_SH
     waiting, alive = os.pipe()
     child = os.fork()
     if child:
         os.close(waiting)
+        os.makedirs(place, mode=0o700, exist_ok=True)
+        locked(place, 1)  # LOCK_SH, for good
 
         def end():
             try:
@@ -190,9 +246,7 @@ def leave_nothing(place):
         os.chdir("/")
         for number in (0, 1, 2):
             os.dup2(waiting, number)  # whoever waits for the end of our output must not wait for this
-        if lock is not None:
-            os.dup2(lock, 3)
-        os.closerange(3 if lock is None else 4, 1 << 16)
+        os.closerange(3, 1 << 16)
         os.read(0, 1)
         remove(place)
         os.rmdir(os.path.dirname(place))  # if nobody else is there
@@ -219,6 +273,9 @@ def is_alive(pid):
 
 
 INDEX = json.loads(read(*I, "its index"))
+INDEX["texts"] = {  # read at once: an edit may take the room of the old ones
+    name: read(*INDEX["members"][name], name) for name in (".args", "system-prompt.txt") if name in INDEX["members"]
+}
 PRIVATE = "--private" in WORDS or INDEX.get("private", False)
 sweep_memory()
 if os.path.basename(CACHE).startswith("private-"):
@@ -251,8 +308,7 @@ for held in (FOLDER, os.path.dirname(os.path.dirname(sys.executable or ""))):
         hold(held)
 sys.path[:0] = [FOLDER]
 sys.argv = [SELF] + WORDS
-if PRIVATE:
-    sys.dont_write_bytecode = True
+seal = keep_bytecode(FOLDER)
 from importlib import import_module  # noqa: E402
 
-sys.exit(import_module("gemmafile.cli.packed").main(SELF, INDEX, WORDS, cache, "" if BYTECODE["is_sealed"] or PRIVATE else FOLDER))
+sys.exit(import_module("gemmafile.cli.packed").main(SELF, INDEX, WORDS, cache, seal))

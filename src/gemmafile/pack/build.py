@@ -12,6 +12,7 @@ import os
 import threading
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -22,6 +23,8 @@ from gemmafile.pack.edition import Contents, Edition, compose
 from gemmafile.pack.hashing import STREAM_BYTES, TreeHash, stream
 from gemmafile.pack.layout import HEAD_BYTES, MANIFEST, PAGE, PUBLIC_KEY, SIGNATURE, SLOTS, local_header
 from gemmafile.pack.manifest import WeightsEntry
+
+FLUSH_BYTES = 128 << 20
 
 Sign = Callable[[bytes], bytes]
 """A manifest's bytes to the 64 bytes of its ed25519 signature."""
@@ -190,17 +193,40 @@ def _copy(
     tree, is_sparse = TreeHash(), source.is_sparse
     zeros = bytes(STREAM_BYTES)
 
-    def write(block: memoryview, place: int) -> None:
-        if not (is_sparse and block.tobytes() == zeros[: len(block)]):
-            write_at(file, member.offset + place, block)
+    with source.path.open("rb") as original, _Flusher(file) as flusher:
 
-    with source.path.open("rb") as original:
+        def write(block: memoryview, place: int) -> None:
+            if not (is_sparse and block.tobytes() == zeros[: len(block)]):
+                write_at(file, member.offset + place, block)
+                flusher.written(len(block))
+
         done = stream(original, source.offset, source.size, tree, write, on_bytes)
     if done != source.size:
         raise BadFile(source.path, f"became shorter while it was packed: {done} bytes of {source.size}")
     entry.sha256 = tree.finish()
     entry.chunks, member.crc = tree.chunks, tree.crc
     write_at(file, member.header_offset, local_header(member))
+
+
+class _Flusher:
+    """Has the disk write while the rest is still being hashed: a system may keep gigabytes back until it is asked."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self._pool, self._waiting = file, ThreadPoolExecutor(1), 0
+        self._running: Future[None] | None = None
+
+    def __enter__(self) -> _Flusher:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown()
+
+    def written(self, n_bytes: int) -> None:
+        self._waiting += n_bytes
+        if self._waiting >= FLUSH_BYTES and (self._running is None or self._running.done()):
+            if self._running is not None:
+                self._running.result()
+            self._running, self._waiting = self._pool.submit(os.fsync, self._file.fileno()), 0
 
 
 def write_manifest(file: BinaryIO, edition: Edition, sign: Sign | None, public_key: bytes | None) -> None:

@@ -54,10 +54,10 @@ unpack() { # FOLDER: the runtime, whole and checked, as FOLDER/rt-KEY; 1 where t
         [ -d "$lock" ] || return 1
         owner=
         [ -s "$lock/pid" ] && read -r owner 2>&- <"$lock/pid"
-        # A dead owner, or none after three seconds: whoever held the lock was killed. Ten seconds are enough for all.
+        # A dead owner, or none after three seconds: whoever held the lock was killed. A minute is enough for all.
         if [ -n "$owner" ] && ! kill -0 "$owner" 2>&-; then rm -rf "$lock"; fi
         [ -z "$owner" ] && [ $n -gt 30 ] && rm -rf "$lock"
-        [ $n -gt 100 ] && lock= && break
+        [ $n -gt 600 ] && lock= && break
         n=$((n + 1))
         sleep 0.1 2>&- || sleep 1
     done

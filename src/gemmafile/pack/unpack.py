@@ -200,6 +200,6 @@ def private_places():
         with contextlib.suppress(OSError):
             os.makedirs(base, mode=0o700, exist_ok=True)
             if is_ours(base):
-                place = tempfile.mkdtemp(prefix="private-%d-" % os.getpid(), dir=base)
+                place = "%s/private-%d-%d" % (base, os.getpid(), time.time_ns())
                 leave_nothing(place)
                 yield place

@@ -318,4 +318,5 @@ def interpreter_flags() -> list[str]:
     flags = ["-I"] if sys.flags.isolated else []
     flags += ["-S"] if sys.flags.no_site else []
     flags += ["-B"] if sys.dont_write_bytecode else []
+    flags += ["-X", f"pycache_prefix={sys.pycache_prefix}"] if sys.pycache_prefix else []
     return flags
