@@ -12,7 +12,7 @@ from gemmafile.files.formats import format_by_name
 from gemmafile.kernels import compile
 from gemmafile.kernels.activations import round_bf16
 from gemmafile.kernels.formats_on import format_module
-from gemmafile.kernels.quantizers import NEEDS_ROW_MEANS, QUANTIZERS, quantizer_name
+from gemmafile.kernels.quantizers import NEEDS_ROW_MEANS, QUANTIZERS, quantizer_name, rows
 from gemmafile.kernels.quantizers.rows import prepare, quantize_rows
 
 ALL = list(QUANTIZERS)
@@ -57,15 +57,15 @@ those with `importance()`, the errors multiplied by it."""
 def compiled() -> None:
     if compile.why_not():
         pytest.skip(f"no compiled kernels: {compile.why_not()}")
-    prepare(ALL, True)
+    prepare([*ALL, "F16", "BF16"], True)
 
 
-def weights(seed: int = 7, rows: int = N_ROWS) -> np.ndarray:
+def weights(seed: int = 7, n_rows: int = N_ROWS) -> np.ndarray:
     """float32[rows, 768] from raw bits: nearly normal, rows of many sizes, some flat, one-sided or nearly empty."""
-    raw = np.random.PCG64(seed).random_raw(rows * N_COLUMNS)
+    raw = np.random.PCG64(seed).random_raw(n_rows * N_COLUMNS)
     x = raw.astype("<u8").view("<i2").reshape(-1, 4).sum(axis=1, dtype=np.int32).astype(np.float32)
-    x = x.reshape(rows, N_COLUMNS) * np.float32(2.0**-22)
-    x *= np.float32(2.0) ** (np.arange(rows, dtype=np.float32) % 5 - 2)[:, None]
+    x = x.reshape(n_rows, N_COLUMNS) * np.float32(2.0**-22)
+    x *= np.float32(2.0) ** (np.arange(n_rows, dtype=np.float32) % 5 - 2)[:, None]
     x[4], x[5, ::3], x[6, :512] = np.abs(x[4]), 0, np.float32(0.5)
     x[7, 100:] *= np.float32(1e-20)
     return x
@@ -138,6 +138,18 @@ def test_an_infinity_or_nan_is_told(name: str, bad: float) -> None:
         y[row, column] = bad
         assert not quantize_rows(y, name)[1]
     assert quantize_rows(x, name)[1]
+
+
+@pytest.mark.parametrize("name", ["F16", "BF16"])
+def test_floats_are_rounded_as_numpy_rounds_them(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is too large for the format is told."""
+    x = weights()
+    x[3, :4] = [1e-7, -65519.0, 6e-8, 0.0]
+    compiled, huge = quantize_rows(x, name), np.full((1, 16), 3.4e38, np.float32)
+    assert not quantize_rows(huge, name)[1]
+    monkeypatch.setattr(rows, "_floats_ready", set())
+    np.testing.assert_array_equal(compiled[0], quantize_rows(x, name)[0])
+    assert not quantize_rows(huge, name)[1]
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -89,7 +89,7 @@ def quantise_file(
     if any(path.exists() and path.samefile(part) for part in file.paths):
         raise BadSettings(f"{path} is the model itself: give another name for the result")
     names = {fmt.name for name, fmt in plan.formats.items() if fmt != file.tensors[name].format}
-    prepare(names & QUANTIZERS.keys(), plan.importance is not None)
+    prepare(names, plan.importance is not None)
     total = sum(file.tensors[name].n_bytes for name in plan.formats)
     with (
         Quantiser(file, n_threads) as quantiser,

@@ -126,7 +126,7 @@ _IS_F32, _IS_F16 = KINDS["F32"], KINDS["F16"]
 
 
 @simd.device
-def _read(kind, source, i):
+def read_numbers(kind, source, i):
     """16 weights from weight i on, as float32."""
     if kind == _IS_F32:
         return load(source + 4 * i)
@@ -152,7 +152,7 @@ def make_kernel(block: int, n_bytes: int, quantize: Any, weighted: bool) -> Call
         taint = number(0)
         for i in range(0, block, 16):
             for lane in range(16):
-                v = _read(kind, source + size * block * min(first + lane, last), i)
+                v = read_numbers(kind, source + size * block * min(first + lane, last), i)
                 taint = fma(v, number(0), taint)
                 store(s + TURNED + 64 * lane, v)
             _turn(s + TURNED, s + X + 64 * i)

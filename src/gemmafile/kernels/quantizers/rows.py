@@ -5,9 +5,10 @@ A call holds no Python lock, so that threads may quantise slabs of a tensor side
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection
 
 import numpy as np
 
@@ -35,11 +36,16 @@ from gemmafile.kernels.quantizers.jobs import (
 PLAIN = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 """Formats that are not blocks, and the NumPy type of their bytes."""
 
+FLOATS = {"F16": "quantizers.floats.f16", "BF16": "quantizers.floats.bf16"}
+"""Their kernels, which NumPy stands in for where there is no compiler."""
+
+_floats_ready: set[str] = set()
+
 _Kernel = ctypes.CFUNCTYPE(None, ctypes.c_ssize_t, ctypes.c_ssize_t, ctypes.c_ssize_t)
 _own = threading.local()
 
 
-def prepare(format_names: Iterable[str], weighted: bool) -> None:
+def prepare(format_names: Collection[str], weighted: bool) -> None:
     """Load or compile what these formats need. Raises BackendUnavailable where that is not possible."""
     names = {quantizer_name(name, kind) for name in format_names if name in QUANTIZERS for kind in {False, weighted}}
     reason = compile.why_not()
@@ -48,11 +54,19 @@ def prepare(format_names: Iterable[str], weighted: bool) -> None:
             compile.kernel_addresses(names)
         except BadObject as error:
             reason = str(error)
+    if reason is None:
+        _prepare_floats(FLOATS.keys() & set(format_names))
     if names and reason is not None:
         raise BackendUnavailable(
             f"quantising needs compiled kernels: {reason}; `pip install gemmafile` brings Numba along, "
             "a packed file does not"
         )
+
+
+def _prepare_floats(names: set[str]) -> None:
+    with contextlib.suppress(BadObject):
+        compile.kernel_addresses(FLOATS[name] for name in names)
+        _floats_ready.update(names)
 
 
 def quantize_rows(
@@ -74,9 +88,8 @@ def quantize_rows(
     out = np.empty((rows, fmt.row_bytes(columns)), np.uint8)
     scratch = _scratch()
     op = np.zeros(OP_BYTES // 8, np.int64)
-    kind = {"float32": "F32", "float16": "F16", "uint16": "BF16"}[x.dtype.name]
     fields = {
-        SOURCE: x.ctypes.data, KIND: KINDS[kind], OUT: out.ctypes.data,
+        SOURCE: x.ctypes.data, KIND: _kind(x), OUT: out.ctypes.data,
         N_BLOCKS: x.size // fmt.weights_per_block, ROW_BLOCKS: columns // fmt.weights_per_block, SCRATCH: scratch,
     }  # fmt: skip
     if weighted:
@@ -109,8 +122,29 @@ def widen(x: np.ndarray) -> np.ndarray:
 
 
 def _convert(x: np.ndarray, format_name: str) -> tuple[np.ndarray, bool]:
+    if format_name != "F32" and x.size % 16 == 0 and format_name in _floats_ready:
+        return _convert_compiled(x, format_name)
     with np.errstate(over="ignore"):
         wide = widen(x)
         made = {"F32": wide, "F16": wide.astype("<f2")}.get(format_name)
-    made = round_bf16(wide) if made is None else made
-    return np.ascontiguousarray(made).view(np.uint8), bool(np.isfinite(wide).all())
+    if made is None:
+        made = round_bf16(wide)
+        wide = widen(made)
+    finite = np.isfinite(made if made.dtype != np.uint16 else wide).all()
+    return np.ascontiguousarray(made).view(np.uint8), bool(finite)
+
+
+def _convert_compiled(x: np.ndarray, format_name: str) -> tuple[np.ndarray, bool]:
+    x = np.ascontiguousarray(x)
+    out = np.empty((x.shape[0], 2 * x.shape[1]), np.uint8)
+    op = np.zeros(OP_BYTES // 8, np.int64)
+    fields = {SOURCE: x.ctypes.data, KIND: _kind(x), OUT: out.ctypes.data, N_BLOCKS: x.size // 16}
+    for slot, value in fields.items():
+        op[slot // 8] = value
+    name = FLOATS[format_name]
+    _Kernel(compile.kernel_addresses([name])[name])(op.ctypes.data, 0, 0)
+    return out, not op[BAD // 8]
+
+
+def _kind(x: np.ndarray) -> int:
+    return KINDS[{"float32": "F32", "float16": "F16", "uint16": "BF16"}[x.dtype.name]]
