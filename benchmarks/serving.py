@@ -174,7 +174,7 @@ def resident_mb(pid: int) -> float:
     """Memory of a process and its children, pages of files not counted."""
     total, pids = 0, [pid]
     for each in pids:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, KeyError):  # gone, or a zombie
             pids += [int(p) for p in Path(f"/proc/{each}/task/{each}/children").read_text().split()]
             fields = dict(line.split(":", 1) for line in Path(f"/proc/{each}/status").read_text().splitlines())
             total += int(fields["RssAnon"].split()[0])
