@@ -23,6 +23,7 @@ class Run:
     lease     None while the run waits, for the first time or after its pages were taken away
     n_cached  tokens of the prompt that did not have to be computed
     is_fetched  False while a file with the beginning of the prompt is being read
+    leader    a run that is reading a prompt which begins with the same `n_awaited` tokens: they will be shared
     """
 
     job: Job
@@ -37,6 +38,8 @@ class Run:
     n_cached: int = 0
     n_scored: int = 0
     is_fetched: bool = True
+    leader: Run | None = None
+    n_awaited: int = 0
     was_started: bool = False
     started_s: float = 0.0
     chosen_s: float = 0.0
@@ -57,6 +60,17 @@ class Run:
     @property
     def is_embedding(self) -> bool:
         return self.job.pooling is not None
+
+    @property
+    def is_sharing(self) -> bool:
+        """Is what this run computes for others too?"""
+        return self.lease is not None and self.lease.keep
+
+    @property
+    def is_following(self) -> bool:
+        """Is there a leader, and has it still to compute some of what is awaited?"""
+        leader = self.leader
+        return leader is not None and leader.lease is not None and leader.n_computed < self.n_awaited
 
     def meet_fetched(self) -> None:
         self.is_fetched = True

@@ -36,7 +36,7 @@ from gemmafile.engine.sampling_options import (
     parse_samplers,
     parse_sampling_seq,
 )
-from gemmafile.engine.shortlist import Shortlist, likeliest_pairs
+from gemmafile.engine.shortlist import Shortlist, ask_grammar, likeliest_pairs, pairs_of
 from gemmafile.errors import GemmafileError
 from gemmafile.settings import SamplingSettings
 
@@ -210,9 +210,11 @@ class Sampler:
         if n_biased:
             found = self._biased(found, logits)[: len(found) - n_biased]
         if grammar is not None:
-            allowed = (pair for pair in found if grammar.allows(pair[1]))
-            found = list(itertools.islice(allowed, short.n_wanted))
-        if len(found) < short.n_wanted or found[-1][0] == -math.inf:
+            asked = ask_grammar(grammar, found, short.n_wanted)
+            if asked is None and n_biased:
+                return None
+            found = pairs_of(np.flatnonzero(grammar.allowed()), logits, short.n_wanted) if asked is None else asked
+        if not found or found[-1][0] == -math.inf:
             return None
         return short.choose(found[: short.n_wanted], self._uniform())
 

@@ -54,7 +54,7 @@ class Scheduler:
 
     def __init__(
         self, engine: Engine, tokens: TokenTable, *, n_slots: int = 4, queue_limit: int = 256,
-        idle_bytes: int = IDLE_BYTES, pass_s: float = 0.1, cache_folder: Path | None = None,
+        idle_bytes: int = IDLE_BYTES, pass_s: float = 0.075, cache_folder: Path | None = None,
     ):  # fmt: skip
         """
         n_slots      jobs that run at once · queue_limit  jobs that may wait; one more is told to come later
@@ -296,11 +296,12 @@ class Scheduler:
         for run in list(self._waiting):
             if not self._n_free_slots:
                 return
-            if not run.is_fetched or (run.job.slot >= 0 and self.slots[run.job.slot].run is not None):
+            is_asked_slot_busy = run.job.slot >= 0 and self.slots[run.job.slot].run is not None
+            if is_asked_slot_busy or not run.is_fetched or run.is_following:
                 continue
             most = self._most_cached(run)
             found = self.prefixes.match(run.tokens, most)
-            if most and self._is_being_read(run, found.n_tokens):
+            if most and self._find_leader(run, found.n_tokens):
                 continue
             if not self._has_room(run, found.path):
                 return
@@ -312,13 +313,17 @@ class Scheduler:
             return 0
         return len(run.tokens) - 1
 
-    def _is_being_read(self, run: Run, n_found: int) -> bool:
+    def _find_leader(self, run: Run, n_found: int) -> bool:
         """Is another job about to compute much more of this prompt's beginning than the cache has?"""
-        for other in self._running:
-            if other.n_pending > 1 and other.lease is not None and other.lease.keep:
-                n = common_length(np.array(other.tokens, np.int32), np.array(run.tokens[:-1], np.int32))
-                if n >= n_found + WORTH_WAITING and other.n_computed < n:
-                    return True
+        reading = [other for other in self._running if other.n_pending > 1 and other.is_sharing]
+        if not reading:
+            return False
+        ids = np.array(run.tokens[:-1], np.int32)
+        for other in reading:
+            n = common_length(np.array(other.tokens[: len(ids)], np.int32), ids)
+            if n >= n_found + WORTH_WAITING and other.n_computed < n:
+                run.leader, run.n_awaited = other, n
+                return True
         return False
 
     def _has_room(self, run: Run, path: Sequence[Node]) -> bool:
@@ -423,7 +428,7 @@ class Scheduler:
             self.archive.restore(path, restored)
         else:
             run = slot.run
-            is_kept = run is None or (run.lease is not None and run.lease.keep)
+            is_kept = run is None or run.is_sharing
             computed = run.tokens[: run.n_computed] if run is not None else slot.token_ids
             self.archive.save(path, computed if is_kept else [], done)
 
