@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tools.make_tiny import PRESETS, make_tiny, write_tiny
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -33,8 +35,11 @@ def test_there_is_something_to_check() -> None:
 
 
 @pytest.mark.parametrize("line", GEMMAFILE_COMMANDS, ids=lambda line: line.partition("#")[0].strip())
-def test_commands_run(line: str, smollm2_path: Path) -> None:
-    words = [str(smollm2_path) if word == "model.gguf" else word for word in shlex.split(line, comments=True)[1:]]
+def test_commands_run(line: str, smollm2_path: Path, tmp_path: Path) -> None:
+    files = {"model.gguf": str(smollm2_path), "small.gguf": str(tmp_path / "small.gguf")}
+    if "original.gguf" in line:  # not quantised yet
+        files["original.gguf"] = str(write_tiny(make_tiny(PRESETS["gemma2"], 1), tmp_path / "original.gguf"))
+    words = [files.get(word, word) for word in shlex.split(line, comments=True)[1:]]
     done = run([sys.executable, "-m", "gemmafile", *words])
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
