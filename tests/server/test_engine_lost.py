@@ -56,10 +56,10 @@ def test_kill_9_under_load(small_path: Path) -> None:
             assert when_s - killed_s < 2.0
             error = answer.events[-1] if b"data: " in answer.body else answer.json
             assert error["error"]["code"] == 500
-            assert "died (signal 9)" in error["error"]["message"]
+            assert "died (" in error["error"]["message"]
         wait_for_health(server, 200)
         assert server.post("/completion", {**LONG, "n_predict": 3}).status == 200
-        assert any("the engine has died (signal 9): starting it again" in line for line in server.said)
+        assert any("the engine has died (" in line and "starting it again" in line for line in server.said)
 
 
 def test_an_engine_that_dies_again_and_again_ends_the_server(small_path: Path) -> None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import signal
 import sys
 import time
 from collections import deque
@@ -225,7 +227,11 @@ class EngineClient:
     def _kill(self) -> None:
         if self.process is not None and self.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                self.process.kill()
+                if hasattr(signal, "SIGKILL"):
+                    # Not process.kill(): it would reap one that has just died, and asyncio not learn of what.
+                    os.kill(self.process.pid, signal.SIGKILL)
+                else:
+                    self.process.kill()
 
     async def _read(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None
