@@ -34,8 +34,10 @@ from gemmafile.kernels.streams import (
 
 PANEL_QUADS = 4
 _PANEL, _SCALES = 32 * 32 * 4, 4 * 32 * 4
+_WIDE = 6 * 2 * 128
+"""Of a quad of a tile's tokens as words."""
 _UNPACKED = 2 * 1024
-SCRATCH_NEEDED = _UNPACKED + PANEL_QUADS * (_PANEL + 2 * _SCALES) + 256
+SCRATCH_NEEDED = _UNPACKED + PANEL_QUADS * (_PANEL + 2 * _SCALES) + _WIDE + 256
 
 
 @dataclass(frozen=True)
@@ -218,21 +220,30 @@ def nibble_halves(first_byte: int) -> Any:
 
 
 def _make_matmul(f: Quad) -> Callable[..., None]:
-    from gemmafile.kernels import simd
-    from gemmafile.kernels.tiles import WeightTile, transposer
+    from gemmafile.kernels import emit, simd
+    from gemmafile.kernels.tiles import WeightTile, transposer, words_apart
 
     load, load_f16, store_f32, atomic_add = simd.load_i64, simd.load_f16, simd.store_f32, simd.atomic_add
     quotient, prefetch, store_bytes = simd.quotient, simd.prefetch, simd.store_u8x64
     bytes_, added_at, halves = f.bytes, f.added or 0, f.halves
     is_added_to = f.added is not None
-    tile = WeightTile(QUAD_BYTES, largest=f.largest)
-    n_tokens, has_offset = tile.n_tokens, f.offset != 0
-    start, dot = tile.start(f.offset), tile.dot([0, 4, 8, 12, 64, 68, 72, 76])
+    is_wide = emit.HAS_AVX2 and not emit.HAS_VNNI and f.largest > 127
+    tile = WeightTile(QUAD_BYTES, largest=f.largest, n_tokens=3 if is_wide else None)
+    n_tokens = tile.n_tokens
+    has_offset = f.offset != 0 and not is_wide
+    start, dot_bytes = tile.start(f.offset), tile.dot([0, 4, 8, 12, 64, 68, 72, 76])
+    widen, wide_step, bytes_64 = tile.widen(), tile.wide_step(), emit.vec("u8", 64)
+    off = f.offset if is_wide else 0
+    take_off = emit.make(bytes_64, [bytes_64], lambda b, v: b.sub(v, emit.splat_constant(v.type, off)) if off else v)
+    # A panel of words has half as many quads in twice the bytes.
+    panel_quads, panel_bytes = (PANEL_QUADS // 2, 2 * _PANEL) if is_wide else (PANEL_QUADS, _PANEL)
+    step_bytes, half_bytes, apart = (256, 128, words_apart) if is_wide else (128, 64, None)
+    block_bytes = 8 * step_bytes
     zero_ints, zero_floats, load_tile, store_tile = tile.zero_ints, tile.zero_floats, tile.load, tile.store
     fma_ints, fma_outer = tile.fma_ints, tile.fma_outer
     # In the panel a block's eight steps stand together: four of its first 16 weights, four of its last.
-    transpose_low = transposer([128 * (8 * (i // 4) + i % 4) for i in range(16)])
-    transpose_high = transposer([128 * (8 * (i // 4) + 4 + i % 4) for i in range(16)])
+    transpose_low = transposer([step_bytes * (8 * (i // 4) + i % 4) for i in range(16)], apart)
+    transpose_high = transposer([step_bytes * (8 * (i // 4) + 4 + i % 4) for i in range(16)], apart)
 
     @simd.device
     def unpack(weights, row_bytes, first, n, n_blocks, quad, unpacked, panel, d_panel):
@@ -243,8 +254,8 @@ def _make_matmul(f: Quad) -> Callable[..., None]:
             for i in range(16):
                 p = weights + min(first + 16 * half + i, n - 1) * row_bytes + quad * 4 * bytes_
                 low, high = halves(p, p + o1, p + o2, p + o3)
-                store_bytes(unpacked + 64 * i, low)
-                store_bytes(unpacked + 1024 + 64 * i, high)
+                store_bytes(unpacked + 64 * i, take_off(low))
+                store_bytes(unpacked + 1024 + 64 * i, take_off(high))
                 at = d_panel + 64 * half + 4 * i
                 store_f32(at, load_f16(p))
                 store_f32(at + 128, load_f16(p + o1))
@@ -255,8 +266,19 @@ def _make_matmul(f: Quad) -> Callable[..., None]:
                     store_f32(at + _SCALES + 128, load_f16(p + o1 + added_at))
                     store_f32(at + _SCALES + 256, load_f16(p + o2 + added_at))
                     store_f32(at + _SCALES + 384, load_f16(p + o3 + added_at))
-            transpose_low(unpacked, panel + 64 * half)
-            transpose_high(unpacked + 1024, panel + 64 * half)
+            transpose_low(unpacked, panel + half_bytes * half)
+            transpose_high(unpacked + 1024, panel + half_bytes * half)
+
+    @simd.device
+    def dot(acc, panel, a):
+        """acc + a block."""
+        if not is_wide:
+            return dot_bytes(acc, panel, a)
+        for _ in range(8):  # unrolled, the compiler would take the sums one by one and keep no weight in a register
+            acc = wide_step(acc, panel, a)
+            panel += 256
+            a += 4
+        return acc
 
     @simd.device
     def prefetch_panel(weights, row_bytes, first, n, quad, n_quads):
@@ -280,17 +302,18 @@ def _make_matmul(f: Quad) -> Callable[..., None]:
         unpacked = load(shared + SCRATCH) + thread * load(shared + SCRATCH_BYTES)
         panels = unpacked + _UNPACKED
         d_panels = panels + PANEL_QUADS * _PANEL
+        wide = d_panels + PANEL_QUADS * 2 * _SCALES
         while True:
             first = CHUNK_ROWS * atomic_add(op + NEXT, 1)
             if first >= n:
                 return
             quad = 0
             while quad < n_quads:
-                here = min(PANEL_QUADS, n_quads - quad)
+                here = min(panel_quads, n_quads - quad)
                 for k in range(here):
-                    unpack(weights, row_bytes, first, n, n_blocks, quad + k, unpacked, panels + k * _PANEL,
+                    unpack(weights, row_bytes, first, n, n_blocks, quad + k, unpacked, panels + k * panel_bytes,
                            d_panels + k * 2 * _SCALES)  # fmt: skip
-                following = min(PANEL_QUADS, n_quads - quad - here)
+                following = min(panel_quads, n_quads - quad - here)
                 prefetch_panel(weights, row_bytes, first, n, quad + here, following)
                 t = 0
                 while t < tokens:
@@ -301,13 +324,17 @@ def _make_matmul(f: Quad) -> Callable[..., None]:
                         sums = load_tile(c, out_stride)
                     for k in range(here):
                         a = load(op + PACKED) + (quad + k) * stride + t * QUAD_BYTES
-                        panel, d = panels + k * _PANEL, d_panels + k * 2 * _SCALES
+                        b, b_step = a, 16
+                        if is_wide:
+                            b, b_step = wide, 32
+                            widen(a, b)
+                        panel, d = panels + k * panel_bytes, d_panels + k * 2 * _SCALES
                         for j in range(4):
                             if has_offset:
                                 acc = start(a + QUAD_MINUS_SUMS + 4 * j)
                             else:
                                 acc = zero_ints()
-                            acc = dot(acc, panel + 1024 * j, a + 16 * j)
+                            acc = dot(acc, panel + block_bytes * j, b + b_step * j)
                             sums = fma_ints(sums, acc, d + 128 * j, a + QUAD_D + 4 * j)
                             if is_added_to:
                                 sums = fma_outer(sums, d + _SCALES + 128 * j, a + QUAD_D_SUMS + 4 * j)

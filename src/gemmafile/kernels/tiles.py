@@ -65,6 +65,13 @@ def _word_pairs(b: Any, low: Any, high: Any) -> Any:
     return b.bitcast(both, ir.VectorType(I16, 2 * t.count))
 
 
+def words_apart(b: Any, fours: Any) -> list[Any]:
+    """Of four signed bytes a lane the first and the third as words, then the second and the fourth."""
+    words = b.bitcast(fours, ir.VectorType(I16, 2 * fours.type.count))
+    eight = emit.splat_constant(words.type, 8)
+    return [b.bitcast(v, fours.type) for v in (b.ashr(b.shl(words, eight), eight), b.ashr(words, eight))]
+
+
 class WeightTile:
     """32 weight rows (2 vectors) x n tokens. Sums are exact int32; floats follow the law.
 
@@ -73,12 +80,12 @@ class WeightTile:
 
     VECTORS, ROWS = 2, 32
 
-    def __init__(self, token_bytes: int, *, largest: int = 255):
-        """largest  of a panel's bytes"""
+    def __init__(self, token_bytes: int, *, largest: int = 255, n_tokens: int | None = None):
+        """largest  of a panel's bytes · n_tokens  if it is not what registers hold"""
         self.word_steps = 32767 // (2 * 128 * largest) if emit.HAS_AVX2 and not emit.HAS_VNNI else 0
         """Steps whose products, added in pairs, fit in 16 bits, where the CPU has no better way: a few such sums
         are then widened, and multiplied by a scale, in one instruction."""
-        self.n_tokens = n_tokens = 3 if self.word_steps and not emit.HAS_AVX512 else TOKEN_TILE
+        self.n_tokens = n_tokens = n_tokens or (3 if self.word_steps and not emit.HAS_AVX512 else TOKEN_TILE)
         """What registers hold; a divisor of TOKEN_TILE, since packed activations have room for whole ones."""
         self.n, self.token_bytes, self.largest = n_tokens * self.VECTORS, token_bytes, largest
         ints, floats = types.UniTuple(vec("i32", 16), self.n), types.UniTuple(vec("f32", 16), self.n)
@@ -130,6 +137,37 @@ class WeightTile:
                         i = v * self.n_tokens + t
                         acc[i] = emit.dot_bytes(b, acc[i], weights[v], four, below_128=self.largest < 128)
             return join(b, acc)
+
+        return make(self.ints, [self.ints, address, address], code)
+
+    def widen(self) -> Any:
+        """widen(a, target): a quad of each token as words, its four blocks one behind the other: those of even places
+        in 128 bytes, then those of odd ones."""
+
+        def code(b: Any, a: Any, target: Any) -> None:
+            for t in range(self.n_tokens):
+                halves = [words_apart(b, load_at(b, a, _INTS, t * self.token_bytes + 64 * i)) for i in range(2)]
+                for odd, (first, last) in enumerate(zip(*halves, strict=True)):
+                    for two in range(2):
+                        lanes = [8 * two + 4 * (i // 8) + i % 4 + 16 * (i // 4 % 2) for i in range(16)]
+                        store_at(b, emit.shuffle(b, first, last, lanes), target, 256 * t + 128 * odd + 64 * two)
+
+        return make(void, [address, address], code)
+
+    def wide_step(self) -> Any:
+        """wide_step(acc, panel, a): the next four columns of `widen`'s; panel [2 vectors][even, odd][16 rows][2]."""
+        words = ir.VectorType(I16, 16)
+
+        def code(b: Any, acc: Any, panel: Any, a: Any) -> Any:
+            parts = [emit.half(b, v, h) for v in split(b, acc) for h in range(2)]
+            for odd in range(2):
+                rows = [load_at(b, panel, words, 128 * (p // 2) + 64 * odd + 32 * (p % 2)) for p in range(4)]
+                for t in range(self.n_tokens):
+                    two = b.bitcast(splat(b, load_at(b, a, I32, 256 * t + 128 * odd), 8), words)
+                    for p in range(4):
+                        i = 2 * (p // 2 * self.n_tokens + t) + p % 2
+                        parts[i] = emit.dot_words(b, parts[i], rows[p], two)
+            return join(b, [emit.shuffle(b, parts[i], parts[i + 1], range(16)) for i in range(0, len(parts), 2)])
 
         return make(self.ints, [self.ints, address, address], code)
 
