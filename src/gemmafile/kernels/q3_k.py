@@ -79,7 +79,8 @@ def kernels() -> dict[str, Callable[..., None]]:
     two_bits, scale_words = two_bit_reader(32), sub_words()
     sub_bytes = by_chunk(lambda j: simd.shuffler("u8", 16, [4 * j + i // 16 for i in range(64)]))
     where_high = by_chunk(_make_where_high)
-    read_scales = _make_scale_reader()
+    read_scales, third_bit = _make_scale_reader(), by_chunk(_make_third_bit)
+    widen, splat_ints = simd.converter("u8", "i32", 16), simd.splat_i32x16
 
     @simd.device
     def chunk(p, j):
@@ -89,10 +90,34 @@ def kernels() -> dict[str, Callable[..., None]]:
         product = as_bytes(q * scale_words(j, s)) - as_bytes(q << 5)
         return product + where_high(j, join(high, high), sub_bytes(j, rest, rest))
 
+    @simd.device
+    def chunk_apart(p, j):
+        high = load_32(p)
+        return third_bit(j, as_bytes(two_bits(p, j)), join(high, high))
+
+    @simd.device
+    def scales(p):
+        return widen(read_scales(p)) - splat_ints(types.int32(32))
+
     return build_kernels(
         SuperBlock(BYTES, 108, chunk, None, offset=127),
         Stream(BYTES, _stream_chunks, _stream_facts, 16, STREAM_ORDER, offset=4, largest=7),
+        SuperBlock(BYTES, 108, chunk_apart, scales, sub_scales=16, offset=4, largest=7),
     )
+
+
+def _make_third_bit(j: int) -> Any:
+    """with_third(q, bits): 4 more where the high bit of weights 64 j and on is set."""
+    from gemmafile.kernels import emit
+
+    bytes_ = emit.vec("u8", 64)
+
+    def code(b: Any, q: Any, bits: Any) -> Any:
+        masks = emit.constant(bits.type, [1 << 2 * j + i // 32 for i in range(64)])
+        is_set = b.icmp_signed("!=", b.and_(bits, masks), emit.splat_constant(bits.type, 0))
+        return b.select(is_set, b.or_(q, emit.splat_constant(q.type, 4)), q)
+
+    return emit.make(bytes_, [bytes_, bytes_], code)
 
 
 def _stream_chunks(b: Any, p: Any) -> list[Any]:

@@ -70,12 +70,15 @@ class SuperBlock:
     largest: int = 255
 
 
-def build_kernels(f: SuperBlock, stream: Stream) -> dict[str, Callable[..., None]]:
-    from gemmafile.kernels import batch_amx, superblocks_amx
+def build_kernels(f: SuperBlock, stream: Stream, apart: SuperBlock | None = None) -> dict[str, Callable[..., None]]:
+    """apart  the format with its sub-scales kept apart, where f has them in its weights: better without VNNI, since
+    small weights are added up in 16 bits"""
+    from gemmafile.kernels import batch_amx, emit, superblocks_amx
 
     matvec = make_matvec([make_walk(stream, n) for n in (1, 2, 3, 4)], 256, f.bytes, SUPER_BYTES)
+    by_words = apart if apart and emit.HAS_AVX2 and not emit.HAS_VNNI else f
     return {
-        "matvec": matvec, "matmul": _make_matmul(f), "matmul_amx": superblocks_amx.make_matmul(f),
+        "matvec": matvec, "matmul": _make_matmul(by_words), "matmul_amx": superblocks_amx.make_matmul(f),
         "batch_amx": batch_amx.make_superblocks(f),
     }  # fmt: skip
 
