@@ -191,7 +191,7 @@ def test_a_flag_that_changes_no_answer_is_accepted(words: str) -> None:
     "words",
     [
         "--control-vector x", "--control-vector-scaled x 1", "--mmproj x", "--image x", "-md x", "--draft 5",
-        "--prompt-cache x", "-hf a/b", "--context-shift", "--grp-attn-n 2", "--cfg-scale 2", "--rpc x",
+        "-hf a/b", "--context-shift", "--grp-attn-n 2", "--cfg-scale 2", "--rpc x",
         "--instruct", "--chatml", "--random-prompt", "--yarn-ext-factor 1",
     ],
 )  # fmt: skip

@@ -74,7 +74,14 @@ def writable(plan: Plan) -> list[Path]:
     for folder in folders:
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
+    if keeps_prompts(plan):
+        folders.append(Path(plan.run.prompt_cache or "").absolute().parent)
     return folders
+
+
+def keeps_prompts(plan: Plan) -> bool:
+    """Is --prompt-cache to be written at the end?"""
+    return plan.run.prompt_cache is not None and not plan.run.prompt_cache_ro
 
 
 def is_chat_at_terminal(plan: Plan) -> bool:
@@ -95,7 +102,7 @@ def complete(plan: Plan, model: Model, streams: Streams) -> None:
     from gemmafile.pack import confine
 
     model.engine.prepare()
-    may_write = not plan.run.private and sys.stdin.isatty()
+    may_write = not plan.run.private and (sys.stdin.isatty() or keeps_prompts(plan))
     try:
         streams.detail(f"confined    {confine.confine_calls(may_write=may_write)}")
         if not may_write and confine.has_seccomp():

@@ -70,8 +70,6 @@ FOREIGN = {
             ("--control-vector", 1, "control vectors are not supported yet"),
             ("--control-vector-scaled --control-vector-layer-range", 2, "control vectors are not supported yet"),
             ("--mmproj -mm --image", 1, "only text models are supported"),
-            ("--prompt-cache", 1, "prompt caches are not supported yet"),
-            ("--prompt-cache-all --prompt-cache-ro", 0, "prompt caches are not supported yet"),
             ("--hf-repo -hf -hfr --hf-file -hff --hf-token -hft --model-url -mu", 1, _DOWNLOAD),
             ("--yarn-orig-ctx --yarn-ext-factor --yarn-attn-factor --yarn-beta-slow --yarn-beta-fast", 1, _YARN),
             ("--grp-attn-n -gan --grp-attn-w -gaw", 1, "self-extend is not supported"),

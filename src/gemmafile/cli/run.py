@@ -6,8 +6,9 @@ and a mistyped flag answer at once.
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -189,8 +190,33 @@ def run(plan: Plan, streams: Streams) -> int:
         model.make_sampler(plan.sampling, [])  # what is wrong with the sampling flags is said before anything is shown
         show_details(model, plan, streams)
         start = find_mode(is_chat)
-        confinement.complete(plan, model, streams)
-        return start(model, plan, streams)
+        with kept_prompts(plan, model, streams):
+            confinement.complete(plan, model, streams)
+            return start(model, plan, streams)
+
+
+@contextlib.contextmanager
+def kept_prompts(plan: Plan, model: Model, streams: Streams) -> Iterator[None]:
+    """--prompt-cache: the sequence begins with what the file holds, and the file then holds what the sequence does."""
+    settings = plan.run
+    if settings.prompt_cache is None:
+        yield
+        return
+    if settings.private and not settings.prompt_cache_ro:
+        raise BadSettings("--private writes nothing anywhere: --prompt-cache goes with it as --prompt-cache-ro only")
+    from gemmafile.engine.saved import fingerprint, read_saved, write_saved
+
+    path, fingerprint_ = Path(settings.prompt_cache), fingerprint(model.engine)
+    if path.exists():
+        read_saved(path, model.engine, fingerprint_, model.sequence)
+        streams.detail(f"prompt cache  {path}: {len(model.sequence)} tokens")
+    elif settings.prompt_cache_ro:
+        raise BadFile(path, "there is no such prompt cache to read")
+    before = list(model.sequence.token_ids)
+    yield
+    sequence = model.sequence
+    if not settings.prompt_cache_ro and sequence.token_ids and sequence.token_ids != before:
+        write_saved(path, model.engine, fingerprint_, sequence.token_ids, sequence.table)
 
 
 def find_mode(is_chat: bool) -> Callable[[Model, Plan, Streams], int]:

@@ -29,6 +29,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from gemmafile.engine.engine import Engine
+from gemmafile.engine.pages import Sequence
 from gemmafile.errors import BadFile, GemmafileError
 from gemmafile.model.batch import PAGE
 
@@ -125,6 +126,21 @@ class Saved:
 
     def close(self) -> None:
         self.file.close()
+
+
+def read_saved(path: Path, engine: Engine, model: str, sequence: Sequence) -> None:
+    """Fill an empty sequence from a file, all of it at once. Raises BadFile; the sequence is empty then."""
+    saved = open_saved(path, engine, model)
+    try:
+        sequence.extend(saved.token_ids)
+        saved.read_pages(engine, sequence.table)
+        if n := len(sequence) % PAGE:
+            engine.cache.copy_page(sequence.table[-1], sequence.table[-1], n)
+    except BaseException:
+        sequence.truncate(0)
+        raise
+    finally:
+        saved.close()
 
 
 def open_saved(path: Path, engine: Engine, model: str) -> Saved:
