@@ -342,7 +342,7 @@ def collect_program(args: argparse.Namespace, say: Any) -> Program:
     if not re.fullmatch(r"3\.\d\d", python):
         raise BadSettings(f"--python is {python!r}, expected 3.11 or newer")
     cache = cache_root().parent
-    kernels = {p.name: machine_code(p, args.cpu, cache, say) for p in platforms}
+    kernels = {p.name: machine_code(p, args.cpu, cache, say, args.quiet) for p in platforms}
     return collect(Wish(platforms, runtime_choice(args), kernels, python, __version__, args.with_compiler), cache, say)
 
 
@@ -365,7 +365,7 @@ def runtime_choice(args: argparse.Namespace) -> Any:
     return folders
 
 
-def machine_code(platform: Platform, cpus: str | None, cache: Path, say: Any) -> list[Path]:
+def machine_code(platform: Platform, cpus: str | None, cache: Path, say: Any, quiet: bool) -> list[Path]:
     """Folders of machine code for a platform, compiled now where there is none of these sources."""
     from gemmafile.kernels import kept, targets
 
@@ -380,7 +380,7 @@ def machine_code(platform: Platform, cpus: str | None, cache: Path, say: Any) ->
         whole = {c.target: c.folder for place in (kept.carried_folder(), root) for c in kept.read_manifests(place)
                  if c.sources == kept.sources() and all(c.read(kernel) for kernel in c.hashes)}  # fmt: skip
         try:
-            folders.append(whole[name] if name in whole else compile_for(name, root))
+            folders.append(whole[name] if name in whole else compile_for(name, root, quiet))
         except BackendUnavailable as error:
             if chosen:
                 raise
@@ -388,7 +388,7 @@ def machine_code(platform: Platform, cpus: str | None, cache: Path, say: Any) ->
     return folders
 
 
-def compile_for(name: str, root: Path) -> Path:
+def compile_for(name: str, root: Path, quiet: bool) -> Path:
     from gemmafile.kernels import targets
 
     try:
@@ -400,7 +400,7 @@ def compile_for(name: str, root: Path) -> Path:
         raise BackendUnavailable(
             f"machine code for {name} is compiled by Numba, which is not installed ({error}); --cpu none"
         ) from error
-    with Progress(f"compiling kernels for {name} (once)", total=count) as progress:
+    with Progress(f"compiling kernels for {name} (once)", total=count, quiet=quiet) as progress:
         build.build_target(target, root, progress.advance)
     return root / name
 
