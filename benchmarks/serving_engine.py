@@ -19,6 +19,7 @@ import random
 import statistics
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from gemmafile.bench.rivals import BatchTask, Rival, RivalFailed, find_rival
@@ -28,7 +29,7 @@ from gemmafile.errors import GemmafileError
 from gemmafile.model_api import Model
 from gemmafile.settings import ContextSettings, SamplingSettings
 
-SAMPLERS = {"greedy": {"temperature": 0.0}, "default": {}}
+SAMPLERS = {"greedy": SamplingSettings(temperature=0.0), "default": SamplingSettings()}
 PROMPT = 8
 
 
@@ -43,7 +44,7 @@ class Ours:
     def submit(self, n_prompt: int, n_predict: int) -> int:
         self._number += 1
         ids = [self._random.randrange(1000, 20000) for _ in range(n_prompt)]
-        sampling = SamplingSettings(seed=self._number, ignore_eos=True, **self._sampler)  # type: ignore[arg-type]
+        sampling = replace(self._sampler, seed=self._number, ignore_eos=True)
         self.scheduler.submit(Job(self._number, ids, sampling, n_predict=n_predict, cache_prompt=False))
         return self._number
 

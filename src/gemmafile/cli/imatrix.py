@@ -30,7 +30,7 @@ class ImatrixSettings:
     format: str | None = option(
         None, "--output-format", help="default: dat for a name that ends in .dat, else gguf", choices=("gguf", "dat")
     )
-    in_files: list[str] = option(  # noqa: RUF009
+    in_files: list[str] = option(
         [], "--in-file", help="an importance matrix to add to (repeatable)", metavar="FILE", action="append"
     )
     n_chunks: int = option(-1, "--chunks", help="chunks to read at most; -1: all", metavar="N")

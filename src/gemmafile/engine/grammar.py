@@ -68,6 +68,10 @@ class GrammarVocabulary:
         self.tokens = [*tokens, *([] if eog_ids else [b"<end>"])]
         self.control_ids = sorted({*control_ids, *self.eog_ids, *too_long})
 
+    def prepare(self) -> None:
+        """Have ready what the first grammar needs. Raises BackendUnavailable."""
+        assert self.tokenizer is not None
+
     @cached_property
     def tokenizer(self) -> Any:
         """llguidance's. Raises BackendUnavailable where the package is missing."""

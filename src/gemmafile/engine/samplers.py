@@ -72,7 +72,7 @@ class Samplers:
 
         control_ids = [i for i in range(self._tokens.n_tokens) if self._tokens.is_control(i)]
         vocabulary = GrammarVocabulary(self._token_bytes, self._tokens.eog_ids, control_ids)
-        vocabulary.tokenizer  # noqa: B018  half a second, while the lock is held
+        vocabulary.prepare()  # half a second, while the lock is held
         return vocabulary
 
     @cached_property

@@ -23,8 +23,9 @@ import stat
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -104,7 +105,7 @@ class Saved:
     """An open file whose header and length are as they should be; its sum is checked by `read_pages`."""
 
     path: Path
-    file: BinaryIO
+    file: BufferedReader
     token_ids: list[int]
     n_bytes: int
     digest: Any
@@ -116,7 +117,7 @@ class Saved:
                 for keys, values in zip(engine.cache.keys, engine.cache.values, strict=True):
                     for numbers in (keys[page], values[page]):
                         bytes_ = numbers.view(np.uint8).reshape(-1)
-                        if self.file.readinto(bytes_.data) != bytes_.size:  # type: ignore[attr-defined]
+                        if self.file.readinto(bytes_.data) != bytes_.size:
                             raise BadFile(self.path, "became shorter while it was read")
                         self.digest.update(bytes_.data)
             if self.file.read() != self.digest.digest():
@@ -160,7 +161,7 @@ def open_saved(path: Path, engine: Engine, model: str) -> Saved:
         raise
 
 
-def _check(path: Path, file: BinaryIO, size: int, engine: Engine, model: str) -> Saved:
+def _check(path: Path, file: BufferedReader, size: int, engine: Engine, model: str) -> Saved:
     digest = hashlib.sha256()
 
     def take(n: int) -> bytes:

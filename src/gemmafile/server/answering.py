@@ -4,8 +4,8 @@
     pieces = await begin(answer(door, Ask(token_ids, sampling)))
     async for piece in pieces: ...                         Progress, TextPiece ..., and at the end one Finished
 
-`begin` waits for the first of them, so that what is wrong with a request still gets its true status. Closing the
-iterator, which a client's going away does, cancels the job within one pass of the engine.
+`begin` (streaming.py) waits for the first of them, so that what is wrong with a request still gets its true status.
+Closing the iterator, which a client's going away does, cancels the job within one pass of the engine.
 """
 
 from __future__ import annotations
@@ -13,31 +13,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias
 
 from starlette.requests import Request
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from gemmafile.completion import StopStrings, stop_ids
 from gemmafile.engine.jobs import End, Progress, Scores, Timings, Token
 from gemmafile.engine.sampling_options import check_sampling
 from gemmafile.server.client import JobStream
 from gemmafile.server.door import Door
-from gemmafile.server.errors import ApiError, as_api_error, bad_request, context_overflow
+from gemmafile.server.errors import ApiError, bad_request, context_overflow
 from gemmafile.server.filters import Refused
 from gemmafile.server.log import Record, current
+from gemmafile.server.streaming import until_disconnect
 from gemmafile.settings import SamplingSettings
-
-__all__ = [
-    "Ask", "Event", "EventStream", "Finished", "Progress", "Scores", "TextPiece", "answer", "begin", "chat_prompt",
-    "collect", "encode_away", "merge", "prompt_ids", "stream_until_disconnect",
-]  # fmt: skip
-
-T = TypeVar("T")
 
 LONG_TEXT = 20_000
 """Characters beyond which a prompt is encoded on another thread: 10 ms and more."""
@@ -321,60 +313,6 @@ def llamacpp_timings(timings: Timings) -> dict[str, Any]:
     return found | rates("predicted", timings.predicted_n, timings.predicted_ms)
 
 
-async def begin(events: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
-    """The same events, once the first has come: an error before it is raised here, before any byte is sent."""
-    try:
-        first = await anext(events)
-    except BaseException:
-        await events.aclose()
-        raise
-    return _resume(first, events)
-
-
-async def _resume(first: T, events: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
-    try:
-        yield first
-        async for event in events:
-            yield event
-    finally:
-        await events.aclose()
-
-
-async def merge(answers: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[tuple[int, T], None]:
-    """The events of several answers as they come, each with the number of its answer; an error of one ends them all."""
-    if len(answers) == 1:
-        async with aclosing(answers[0]) as only:
-            async for event in only:
-                yield 0, event
-        return
-    events: asyncio.Queue[tuple[int, T] | Exception | None] = asyncio.Queue()
-
-    async def pump(number: int) -> None:
-        try:
-            async with aclosing(answers[number]) as source:
-                async for event in source:
-                    events.put_nowait((number, event))
-            events.put_nowait(None)
-        except Exception as error:
-            events.put_nowait(error)
-
-    tasks = [asyncio.create_task(pump(number)) for number in range(len(answers))]
-    n_left = len(tasks)
-    try:
-        while n_left:
-            item = await events.get()
-            if isinstance(item, Exception):
-                raise item
-            if item is None:
-                n_left -= 1
-            else:
-                yield item
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
 async def collect(
     events: AsyncIterator[Event], request: Request | None = None
 ) -> tuple[list[TextPiece], Finished, list[Scores]]:
@@ -400,86 +338,3 @@ async def collect(
     finally:
         if isinstance(events, AsyncGenerator):
             await events.aclose()
-
-
-class ClientGone(Exception):
-    """Nobody is there to take the answer."""
-
-
-async def until_disconnect(receive: Receive, work: Awaitable[Any]) -> Any:
-    """The result of `work`, which is cancelled when the client goes away (ClientGone)."""
-    task = asyncio.ensure_future(work)
-    watch = asyncio.ensure_future(_disconnected(receive))
-    try:
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise ClientGone
-    finally:
-        for each in (task, watch):
-            if not each.done():
-                each.cancel()
-        await asyncio.gather(task, watch, return_exceptions=True)
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-# --- streams -------------------------------------------------------------------------------------------------------
-
-
-class EventStream(Response):
-    """A response whose body comes in pieces: server-sent events, or lines of JSON.
-
-    `chunks` gives bytes; it is closed when the client goes away, or takes nothing for `timeout_s` seconds. An error in
-    the middle ends the stream with what `show_error` makes of it.
-    """
-
-    def __init__(
-        self,
-        chunks: AsyncGenerator[bytes, None],
-        media_type: str = "text/event-stream",
-        *,
-        timeout_s: float = 3600.0,
-        show_error: Callable[[ApiError], bytes] | None = None,
-        headers: Mapping[str, str] | None = None,
-    ):
-        self.chunks, self.timeout_s, self.show_error = chunks, timeout_s, show_error
-        self.status_code, self.background = 200, None
-        # Proxies in between are not to collect what comes piece by piece.
-        no_buffers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        self.media_type = media_type
-        self.init_headers({**no_buffers, **(headers or {})})
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            with contextlib.suppress(ClientGone, TimeoutError):
-                await until_disconnect(receive, self._send(send))
-        finally:
-            await self.chunks.aclose()
-
-    async def _send(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        try:
-            async for chunk in self.chunks:
-                async with asyncio.timeout(self.timeout_s):
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        except Exception as error:
-            if self.show_error is None or isinstance(error, TimeoutError):
-                raise
-            body = self.show_error(as_api_error(error))
-            await send({"type": "http.response.body", "body": body, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-def stream_until_disconnect(
-    request: Request,
-    chunks: AsyncGenerator[bytes, None],
-    media_type: str = "text/event-stream",
-    show_error: Callable[[ApiError], bytes] | None = None,
-) -> EventStream:
-    """The response that sends `chunks` and closes them, which cancels the job, when the client goes away."""
-    timeout_s = float(request.app.state.door.settings.timeout)
-    return EventStream(chunks, media_type, timeout_s=timeout_s, show_error=show_error)

@@ -20,12 +20,12 @@ from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
 
 from gemmafile.errors import GemmafileError
-from gemmafile.server.answering import ClientGone
 from gemmafile.server.door import Door
 from gemmafile.server.errors import ApiError, as_api_error
 from gemmafile.server.json_response import error_response
 from gemmafile.server.log import RequestLog
 from gemmafile.server.security import Guard
+from gemmafile.server.streaming import ClientGone
 
 ROUTES = (
     "gemmafile.server.llamacpp",

@@ -73,6 +73,11 @@ class Door:
         architecture = self.model.config.architecture
         return ChatTemplate(self.template, architecture, self.tokenizer, self.run.system_policy)
 
+    def prepare(self) -> None:
+        """Have ready what the first chat needs. Raises BadFile or BadSettings."""
+        assert self.chat_template is not None
+        assert self.filters is not None
+
     @property
     def model_name(self) -> str:
         if self.settings.alias:

@@ -68,7 +68,7 @@ def open_door(
     client = EngineClient(arguments, say=say)
     tokenizer = load_tokenizer(file.metadata, file.path)
     door = Door(client, tokenizer, model, settings, sampling or SamplingSettings(), run, template, system)
-    door.chat_template, door.filters  # noqa: B018  what is wrong with them is said now
+    door.prepare()  # what is wrong with its template or filters is said now
     return door
 
 

@@ -17,7 +17,7 @@ from starlette.routing import BaseRoute, Route
 
 from gemmafile import __version__
 from gemmafile.engine.jobs import SlotDone
-from gemmafile.server.answering import Ask, encode_away, until_disconnect
+from gemmafile.server.answering import Ask, encode_away
 from gemmafile.server.body import Fields, json_object, read_body, read_json
 from gemmafile.server.door import Door
 from gemmafile.server.embedding import as_list, embed, normalize
@@ -25,6 +25,7 @@ from gemmafile.server.errors import ApiError, bad_request
 from gemmafile.server.json_response import Json
 from gemmafile.server.metrics import CONTENT_TYPE
 from gemmafile.server.native_completion import completion, generation_settings, read_prompts
+from gemmafile.server.streaming import until_disconnect
 
 MOST_INPUTS = 2048
 _NEW_NAME = re.compile(r"[^\x00-\x1f\x7f/\\:*?\"<>|]{1,200}")

@@ -14,25 +14,15 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gemmafile.server.answering import (
-    Ask,
-    Event,
-    Finished,
-    Progress,
-    TextPiece,
-    answer,
-    begin,
-    merge,
-    prompt_ids,
-    stream_until_disconnect,
-    until_disconnect,
-)
+from gemmafile.engine.jobs import Progress
+from gemmafile.server.answering import Ask, Event, Finished, TextPiece, answer, prompt_ids
 from gemmafile.server.body import Fields, read_json, show
 from gemmafile.server.constraints import check_away
 from gemmafile.server.door import Door
 from gemmafile.server.errors import ApiError, bad_request, error_body
 from gemmafile.server.json_response import Json, finite
 from gemmafile.server.sampling_fields import read_sampling
+from gemmafile.server.streaming import begin, merge, stream_until_disconnect, until_disconnect
 
 MOST_ANSWERS = 128
 """Prompts times answers of one request."""

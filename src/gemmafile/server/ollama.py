@@ -19,15 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from gemmafile.server.answering import (
-    Ask,
-    Finished,
-    begin,
-    merge,
-    prompt_ids,
-    stream_until_disconnect,
-    until_disconnect,
-)
+from gemmafile.server.answering import Ask, Finished, prompt_ids
 from gemmafile.server.anthropic import parse_arguments
 from gemmafile.server.body import Fields, read_json
 from gemmafile.server.embedding import as_list
@@ -37,6 +29,7 @@ from gemmafile.server.ollama_requests import read_chat_turn, read_generate_turn,
 from gemmafile.server.openai_completions import read_prompts
 from gemmafile.server.openai_embeddings import unit_vectors
 from gemmafile.server.openai_shapes import chat_logprobs, to_json
+from gemmafile.server.streaming import begin, merge, stream_until_disconnect, until_disconnect
 from gemmafile.server.turns import Call, Done, Prepared, Said, TurnEvent, Whole, prepare, take
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from gemmafile.server.answering import Progress, begin, merge, stream_until_disconnect, until_disconnect
+from gemmafile.engine.jobs import Progress
 from gemmafile.server.body import Fields, read_json
 from gemmafile.server.json_response import Json
 from gemmafile.server.openai_requests import MOST_CHOICES, read_chat
@@ -28,6 +28,7 @@ from gemmafile.server.openai_shapes import (
     show_stream_error,
     usage_of,
 )
+from gemmafile.server.streaming import begin, merge, stream_until_disconnect, until_disconnect
 from gemmafile.server.tools import CallArguments, CallBegun
 from gemmafile.server.turns import Done, Prepared, Said, TurnEvent, Whole, gather, prepare, take
 

@@ -15,19 +15,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from gemmafile.server.answering import (
-    Ask,
-    Event,
-    Finished,
-    Scores,
-    TextPiece,
-    answer,
-    begin,
-    merge,
-    prompt_ids,
-    stream_until_disconnect,
-    until_disconnect,
-)
+from gemmafile.engine.jobs import Scores
+from gemmafile.server.answering import Ask, Event, Finished, TextPiece, answer, prompt_ids
 from gemmafile.server.body import Fields, read_json
 from gemmafile.server.constraints import check_away, check_schema
 from gemmafile.server.errors import bad_request
@@ -52,6 +41,7 @@ from gemmafile.server.openai_shapes import (
     usage_of,
 )
 from gemmafile.server.sampling_fields import read_sampling
+from gemmafile.server.streaming import begin, merge, stream_until_disconnect, until_disconnect
 
 if TYPE_CHECKING:
     from gemmafile.server.door import Door

@@ -10,12 +10,12 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from gemmafile.engine.jobs import POOLINGS
-from gemmafile.server.answering import until_disconnect
 from gemmafile.server.body import Fields, read_json
 from gemmafile.server.embedding import Vector, as_list, embed, normalize
 from gemmafile.server.errors import ApiError, bad_request
 from gemmafile.server.json_response import Json
 from gemmafile.server.openai_completions import read_prompts
+from gemmafile.server.streaming import until_disconnect
 
 if TYPE_CHECKING:
     from gemmafile.server.door import Door

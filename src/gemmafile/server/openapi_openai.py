@@ -185,10 +185,14 @@ def _chat_answer() -> Schema:
         "logprobs": maybe(result({"content": array(named("TokenLogprob")), "refusal": {"type": "null"}})),
         "finish_reason": words("stop", "length", "tool_calls", "content_filter"),
     }
+    return _answer("chat.completion", choice)
+
+
+def _answer(kind: str, choice: Schema) -> Schema:
     return result(
         {
             "id": STRING,
-            "object": {"const": "chat.completion"},
+            "object": {"const": kind},
             "created": WHOLE,
             "model": STRING,
             "system_fingerprint": STRING,
@@ -240,18 +244,7 @@ def _completion_answer() -> Schema:
         "logprobs": maybe(result(logprobs)),
         "finish_reason": words("stop", "length", "content_filter"),
     }
-    return result(
-        {
-            "id": STRING,
-            "object": {"const": "text_completion"},
-            "created": WHOLE,
-            "model": STRING,
-            "system_fingerprint": STRING,
-            "choices": array(result(choice)),
-            "usage": named("Usage"),
-            "timings": named("Timings"),
-        }
-    )
+    return _answer("text_completion", choice)
 
 
 def _embedding_request() -> Schema:

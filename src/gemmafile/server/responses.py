@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from gemmafile.server.answering import Finished, begin, merge, stream_until_disconnect, until_disconnect
+from gemmafile.server.answering import Finished
 from gemmafile.server.body import Fields, read_json
 from gemmafile.server.errors import ApiError, bad_request
 from gemmafile.server.json_response import Json
@@ -28,6 +28,7 @@ from gemmafile.server.openai_requests import (
 )
 from gemmafile.server.openai_shapes import chat_logprobs, event, make_id, now
 from gemmafile.server.sampling_fields import read_sampling
+from gemmafile.server.streaming import begin, merge, stream_until_disconnect, until_disconnect
 from gemmafile.server.tools import CallArguments, CallBegun, Tool, ToolChoice
 from gemmafile.server.turns import Done, Said, Turn, TurnEvent, check_choice, prepare, read_tool, take
 

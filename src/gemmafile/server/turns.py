@@ -14,7 +14,8 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
-from gemmafile.server.answering import Ask, Finished, Progress, TextPiece, answer, chat_prompt, encode_away
+from gemmafile.engine.jobs import Progress
+from gemmafile.server.answering import Ask, Finished, TextPiece, answer, chat_prompt, encode_away
 from gemmafile.server.constraints import check_constraint, check_schema, close_objects
 from gemmafile.server.errors import ApiError, bad_request
 from gemmafile.server.tools import (

@@ -16,9 +16,10 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from gemmafile.errors import GemmafileError
-from gemmafile.server.answering import Ask, EventStream, Finished, TextPiece, answer, begin, chat_prompt
+from gemmafile.server.answering import Ask, Finished, TextPiece, answer, chat_prompt
 from gemmafile.server.body import read_body
 from gemmafile.server.errors import ApiError, as_api_error, bad_request
+from gemmafile.server.streaming import EventStream, begin
 from gemmafile.web.render import MAX_CHARS, render_open
 
 if TYPE_CHECKING:
