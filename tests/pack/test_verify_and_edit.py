@@ -69,6 +69,22 @@ def test_another_length_is_found(copy: Path, change: str) -> None:
     assert not is_whole(copy)
 
 
+@pytest.mark.parametrize("replaces", [False, True])
+def test_what_another_program_added_is_no_edit_cut_short(packed: Packed, copy: Path, replaces: bool) -> None:
+    """Behind the end, with a directory of its own: a new member, or another model under the name of the true one."""
+    with zipfile.ZipFile(copy, "a") as archive:
+        name = "added.txt"
+        if replaces:
+            name = packed.model.name
+            archive.filelist.remove(archive.NameToInfo.pop(name))
+            archive.start_dir = copy.stat().st_size
+        archive.writestr(name, b"GGUF" + bytes(100_000))
+    before = copy.read_bytes()
+    assert not is_whole(copy)
+    assert main(["edit", str(copy), "--quiet", "--set-args", "-n 1"]) == 1
+    assert copy.read_bytes() == before
+
+
 def test_damage_in_weights_names_the_tensor(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
     manifest = read_manifest(copy).manifest
     entry = manifest.weights[0]
@@ -193,6 +209,30 @@ def test_an_edit_killed_anywhere_leaves_the_old_file_or_the_new(
             break
     assert finished
     assert seen == {old, new}
+
+
+def test_only_the_very_edition_before_may_be_listed_still(
+    packed: Packed, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed right behind page 0: the listing is the old one, whose members count only as they were."""
+
+    def die(*words: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        calls = iter((edit._write_directory, die))
+        patch.setattr(edit, "_write_directory", lambda *words: next(calls)(*words))
+        with pytest.raises(Killed):
+            main(["edit", str(copy), "--quiet", "--set-args", "--seed 9 ..."])
+    assert read_manifest(copy).unfinished
+    assert is_whole(copy)
+    with zipfile.ZipFile(copy) as archive:
+        at = archive.getinfo(".args").header_offset + 30 + len(".args")
+        assert archive.read(".args").startswith(b"--temp")
+    with copy.open("r+b") as file:
+        file.seek(at)
+        file.write(b"--seed")
+    assert not is_whole(copy)
 
 
 @needs_openssl

@@ -25,7 +25,7 @@ from gemmafile.errors import BadFile
 from gemmafile.pack.build import Sign, check_room, write_at, write_manifest, write_small
 from gemmafile.pack.edition import Contents, Edition, Environment, PackedRuntime, alignment_of, compose
 from gemmafile.pack.layout import HEAD_BYTES, INDEX, PAGE, SLOT_BYTES, SLOTS, Member, directory, gaps, place
-from gemmafile.pack.verify import Checked, find_order, read_index, read_manifest
+from gemmafile.pack.verify import Checked, find_order, read_index, read_manifest, replaced_digest
 
 
 @dataclass
@@ -72,7 +72,10 @@ def finish(path: Path, file: BinaryIO) -> Opened:
     index = read_index(file, file.read(HEAD_BYTES))
     if index is None:
         raise BadFile(path, "its head is damaged: it cannot be edited (see gemmafile verify)")
-    if file.seek(0, 2) > manifest.size:
+    size = file.seek(0, 2)
+    if size > manifest.size and not checked.unfinished:
+        raise BadFile(path, "something was added behind its end: it is not edited (see gemmafile verify)")
+    if size > manifest.size:
         write_at(file, SLOTS[1 - manifest.slot], b"\n" * SLOT_BYTES)
         _sync(file)
         file.truncate(manifest.size)
@@ -126,8 +129,6 @@ def write_edition(
     before = {name: raw for name, raw in contents.files.items() if _is_same(manifest.digests.get(name), raw)}
     weights = {w.name for w in contents.weights}
     fixed = {m.name: m for m in manifest.members if m.name in weights or m.name in before}
-    directory_now = directory(opened.order, manifest.size)
-    grown = directory(opened.order, 1 << 50)
     edition = compose(
         contents, slot=1 - manifest.slot, fixed=fixed,
         place=_Room(manifest.left_over, manifest.size).place,
@@ -136,10 +137,8 @@ def write_edition(
     )  # fmt: skip
     if edition.end > manifest.size:
         check_room(opened.path.absolute(), edition.end - manifest.size)
-        directory_now = directory(opened.order, edition.end)
-        assert len(directory_now) <= max(PAGE, len(grown))
         _write_directory(file, opened.order, edition.end)
-    edition.manifest.before = hashlib.sha256(directory_now).hexdigest()
+    edition.manifest.before = replaced_digest(file, edition.members)
     write_small(file, edition, only={n for n in edition.content if n not in fixed or n == INDEX})
     write_manifest(file, edition, sign, public_key)
     write_at(file, SLOTS[edition.slot], edition.slot_bytes)

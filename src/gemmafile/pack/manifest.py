@@ -9,7 +9,8 @@ A JSON document, the member `manifest.json`:
     members      [{"name", "offset", "size", "crc32", "sha256"}]; the manifest and the signature are not among them
     weights      [{"name", "size", "sha256", "root", "chunks": [sha256 ...], "tensors": [[name, offset, size] ...]}]
     left_over    [[offset, size] ...]: room that an edit gave up, whose bytes mean nothing
-    before       SHA-256 of the central directory before that edit, which a cut-short edit leaves in place
+    before       SHA-256 of the central directory before that edit, which a cut-short edit leaves in place, and behind
+                 it of each member, header first, that only that directory lists
     provenance   where all this comes from
 
 `root` is the SHA-256 of the chunks' digests one behind the other. Lengths do not depend on hashes, so the manifest's

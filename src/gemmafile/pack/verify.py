@@ -46,7 +46,7 @@ class Damage:
 @dataclass(frozen=True)
 class Checked:
     """A packed file whose manifest was found. `raw` the manifest's bytes · `signature`, `public_key` or None
-    `own` the manifest and its signature as members · `listed` names in the central directory
+    `own` the manifest and its signature as members
     `unfinished` an edit was cut short: what it had begun is not part of this edition"""
 
     manifest: Manifest
@@ -55,7 +55,6 @@ class Checked:
     public_key: bytes | None
     own: list[Member]
     unfinished: bool
-    listed: list[str]
 
 
 def is_packed(path: Path) -> bool:
@@ -103,12 +102,21 @@ def read_manifest(path: Path) -> Checked:
             part = _read(path, file, offset, min(length, 1 << 16))
             parts[i] = part
             own.append(Member(name, length, offset, zlib.crc32(part)))
-        listed = [e.name for e in entries]
-        fits = find_order(file, [*own, *manifest.members], size) is not None
-        cut_short = size > manifest.size or (
-            not fits and bool(manifest.before) and _end_digest(file) == manifest.before
-        )
-    return Checked(manifest, raw, parts[0], parts[1], own, cut_short, listed)
+        members = [*own, *manifest.members]
+        cut_short = _is_cut_short(file, members, manifest, size)
+    return Checked(manifest, raw, parts[0], parts[1], own, cut_short)
+
+
+def _is_cut_short(file: BinaryIO, members: list[Member], manifest: Manifest, size: int) -> bool:
+    """Was an edit killed? Two things can be left of it, and whatever else a file ends with is damage.
+
+    Before page 0: the file is longer, and ends with a directory of the same members. After page 0: it ends with the
+    directory that the manifest says was replaced, whose members are all still there.
+    """
+    fits = find_order(file, members, size) is not None
+    if size > manifest.size:
+        return fits
+    return not fits and bool(manifest.before) and replaced_digest(file, members) == manifest.before
 
 
 def _manifest_of_head(path: Path, file: BinaryIO, head: bytes) -> tuple[int, int] | None:
@@ -231,12 +239,28 @@ def find_order(file: BinaryIO, members: list[Member], end: int) -> list[Member] 
     return listed if len(listed) == len(members) and file.read(len(raw)) == raw else None
 
 
-def _end_digest(file: BinaryIO) -> str:
-    """SHA-256 of the central directory that the file ends with."""
-    found = find_directory("", file)
-    assert found is not None
-    file.seek(found.start)
-    return hashlib.sha256(file.read()).hexdigest()
+def replaced_digest(file: BinaryIO, members: list[Member]) -> str:
+    """What the manifest's `before` must be for the directory that the file ends with to count: SHA-256 of that directory,
+    and of all that it lists beside `members`. "" where it cannot be read."""
+    try:
+        found = find_directory("", file)
+        if found is None:
+            return ""
+        kept = {(m.name, m.header_offset, m.size) for m in members}
+        others = [e for e in found.entries if (e.name, e.header, e.n_bytes) not in kept]
+        file.seek(found.start)
+        digest = hashlib.sha256(file.read())
+        room = found.start
+        for entry in others:
+            size = data_offset("", file, entry) - entry.header + entry.n_bytes
+            room -= size
+            if room < 0 or not entry.is_stored:  # more than the file has: parts of it several times
+                return ""
+            for block in blocks_of(file, entry.header, size):
+                digest.update(block)
+        return digest.hexdigest()
+    except BadFile:
+        return ""
 
 
 def _outside(offset: int, length: int, areas: list[tuple[int, int]]) -> list[tuple[int, int]]:
