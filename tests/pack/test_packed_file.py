@@ -119,6 +119,24 @@ def test_a_cache_that_others_may_write_is_not_used(packed: Packed, tmp_path: Pat
     assert not list(cache.iterdir())
 
 
+def test_what_others_left_half_made_is_swept(packed: Packed, tmp_path: Path) -> None:
+    import os
+
+    cache = tmp_path / ".cache/gemmafile"
+    cache.mkdir(mode=0o700, parents=True)
+    stale = [cache / f"{kind}-0123456789abcdef.{rest}" for kind, rest in (("env", "tmp-x"), ("rt", "tmp.12"))]
+    fresh, foreign = cache / "env-0123456789abcdef.tmp-y", cache / "something.tmp-else"
+    for folder in (*stale, fresh, foreign):
+        folder.mkdir()
+        (folder / "file").write_text("x")
+    for folder in (*stale, foreign):
+        os.utime(folder, (0, 0))
+    assert start(packed.path, "--version", home=tmp_path).returncode == 0
+    assert not any(folder.exists() for folder in stale)
+    assert fresh.exists(), "somebody may be unpacking it"
+    assert foreign.exists()
+
+
 def test_it_tells_about_itself(packed: Packed, home: Path, tmp_path: Path) -> None:
     for flag, text in (("--license", "Apache License"), ("--card", "no model card"), ("--doctor", "Known gotchas")):
         done = start(packed.path, flag, home=home)

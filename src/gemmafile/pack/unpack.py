@@ -18,6 +18,7 @@ except ImportError:
 
 WAIT_S = 120
 KEPT, KEPT_DAYS = 6, 60
+LEFT_OVER_S = 3600
 SKIPPED = re.compile(r"(^|/)(tests?|testing/_private/extbuild)/|\.(pyi|h|a|c|cpp|pyx|pxd)$|^numpy/(f2py|distutils)/")
 
 
@@ -138,7 +139,7 @@ def sweep(cache):
     """What dead processes left behind, and what was not used for long. Only while the lock is held."""
     entries = [entry for entry in os.scandir(cache) if re.match(r"(env|rt)-[0-9a-f]{16}", entry.name)]
     for entry in entries:
-        if entry.name.startswith(NAME + ".") and not entry.name.endswith(".lock"):
+        if entry.name.startswith(NAME + ".") and not entry.name.endswith(".lock") or is_left_over(entry):
             shutil.rmtree(entry.path, ignore_errors=True)
     whole = [entry for entry in entries if re.fullmatch(r"(env|rt)-[0-9a-f]{16}", entry.name)]
     for kind in ("env-", "rt-"):
@@ -147,6 +148,15 @@ def sweep(cache):
         for when, path in by_use[:-KEPT] + [pair for pair in by_use[-KEPT:] if pair[0] < old]:
             if os.path.basename(path) != NAME and path != os.path.dirname(os.path.dirname(sys.executable)):
                 forget(path)
+
+
+def is_left_over(entry):
+    """Did a process that unpacked another file's packages or Python die of it long ago?"""
+    try:
+        made = entry.stat(follow_symlinks=False).st_mtime
+    except OSError:
+        return False
+    return re.match(r"(env|rt)-[0-9a-f]{16}\.(tmp|old)", entry.name) is not None and made < time.time() - LEFT_OVER_S
 
 
 def used(path):
