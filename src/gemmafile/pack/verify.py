@@ -240,8 +240,8 @@ def find_order(file: BinaryIO, members: list[Member], end: int) -> list[Member] 
 
 
 def replaced_digest(file: BinaryIO, members: list[Member]) -> str:
-    """What the manifest's `before` must be for the directory that the file ends with to count: SHA-256 of that directory,
-    and of all that it lists beside `members`. "" where it cannot be read."""
+    """What the manifest's `before` must be for the directory at the file's end to count: SHA-256 of that directory, and
+    of all that it lists beside `members`. "" where it cannot be read."""
     try:
         found = find_directory("", file)
         if found is None:
