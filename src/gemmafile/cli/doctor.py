@@ -69,6 +69,8 @@ def examine(path: Path | None) -> dict[str, Any]:
     }
     if path is not None:
         report["model"] = model_needs(path)
+    from gemmafile.cli.gotchas import gotchas
+
     report["gotchas"] = gotchas(report, path)
     return report
 
@@ -168,33 +170,6 @@ def model_needs(path: Path) -> dict[str, Any]:
             "context": config.n_context, "cache_bytes": cache, "free_bytes": free,
             "fits": free == 0 or model.n_bytes + cache <= free,
         }  # fmt: skip
-
-
-def gotchas(report: dict[str, Any], path: Path | None) -> list[dict[str, str]]:
-    """What is known to go wrong, and whether it does here, with the fix for this machine."""
-    system, cache, model = report["here"]["system"], report["cache"], report.get("model")
-    name = path.name if path else "FILE.llamafile"
-    found = [
-        ("will not start: exec format error, Wine or binfmt takes it", "no",
-         "the file begins with #!: the kernel starts /bin/sh; where a tool insists on its own way: " + f"sh ./{name}"),
-        ("Windows refuses programs over 4 GB", "yes" if system == "Windows" else "no",
-         f"rename it to NAME.cmd, or: py {name}" if system == "Windows" else "not Windows"),
-        ("macOS quarantine", "maybe" if system == "Darwin" else "no",
-         f"xattr -d com.apple.quarantine {name}" if system == "Darwin" else "not macOS"),
-        ("GPU not used", "yes", "there is no GPU backend yet: the CPU answers, and says so for -ngl"),
-        ("old CPU without AVX", "no" if report["kernels"]["compiled"] else "yes", report["kernels"]["tier"]),
-        ("the cache folder does not let programs run (noexec)", "yes" if cache.get("noexec") else "no",
-         "GEMMAFILE_CACHE=/a/folder/that/does; others are tried by themselves"),
-        ("no room for what is unpacked", "yes" if cache.get("free_bytes", 1 << 40) < 150_000_000 else "no",
-         f"free 150 MB in {cache['folder']}, or set GEMMAFILE_CACHE"),
-        ("weights larger than memory", "unknown" if model is None else "no" if model["fits"] else "yes",
-         "a smaller context (-c 2048); weights are mapped, and read from disk again and again where they do not fit"),
-        ("context too short or silently cut", "no", "the default is the model's maximum, as far as memory goes; -c N"),
-        ("wrong prompt template", "no", "the model's own is used; --chat-template names another"),
-        ("noise on stdout", "no", "stdout is the answer alone; --log-disable for stderr too"),
-        ("traces left behind", "no", "--private: no history, nothing written"),
-    ]  # fmt: skip
-    return [{"gotcha": what, "here": here_, "fix": fix} for what, here_, fix in found]
 
 
 def lines_of(report: dict[str, Any]) -> list[str]:
