@@ -171,6 +171,30 @@ def test_the_same_inputs_give_the_same_bytes(packed: Packed, tmp_path: Path, mon
     assert (tmp_path / "again").read_bytes() == packed.path.read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("given", "member"),
+    [("blob", "blob.gguf"), ("A.GGUF", "A.GGUF"), ("a b\\c\n.gguf", "a b-c-.gguf"), (b"b\xff.gguf", "b-.gguf")],
+)
+def test_whatever_its_file_was_called_a_model_is_found_again(
+    packed: Packed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str | bytes, member: str
+) -> None:
+    import os
+
+    monkeypatch.setenv("GEMMAFILE_CACHE", str(Path("build/pack-tests").absolute()))
+    model, out = tmp_path / os.fsdecode(given), tmp_path / "out"
+    shutil.copy(packed.model, model)
+    assert main(["pack", str(model), "-o", str(out), "--no-runtime", "--cpu", "none", "--quiet"]) == 0
+    with zipfile.ZipFile(out) as archive:
+        assert archive.namelist()[-1] == member
+    with open_model(out) as found, open_model(packed.model) as source:
+        assert found.tensors.keys() == source.tensors.keys()
+    from gemmafile.files.bundle import find_bundle
+
+    bundle = find_bundle(out)
+    assert bundle is not None
+    assert [weights.offset is not None and weights.offset % 65536 for weights in bundle.weights] == [0]
+
+
 def test_gemma_is_refused_without_its_terms(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     from tests.tiny import write_small
 
@@ -230,6 +254,37 @@ def test_a_folder_that_is_more_than_a_python_is_not_read(tmp_path: Path, monkeyp
     monkeypatch.setattr(runtime, "MAX_TREE_BYTES", 29)
     with pytest.raises(BadFile, match="a Python alone"):
         runtime.given_runtime(tmp_path)
+
+
+def test_a_runtime_that_lost_files_is_unpacked_again(
+    packed: Packed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Systems sweep old files out of /tmp one by one: the file that is never read goes first, and tells."""
+    tree, home, out = tmp_path / "tree", tmp_path / "home", tmp_path / "out"
+    for name, text in (("bin/python3", f'#!/bin/sh\nexec {sys.executable} "$@"\n'), ("lib/python3.11/os.py", "")):
+        (tree / name).parent.mkdir(parents=True)
+        (tree / name).write_text(text)
+    (tree / "bin/python3").chmod(0o755)
+    monkeypatch.setenv("GEMMAFILE_CACHE", str(Path("build/pack-tests").absolute()))
+    words = ["pack", packed.model, "-o", out, "--runtime", tree, "--cpu", "none", "--quiet"]
+    assert main([*map(str, words)]) == 0
+    home.mkdir()
+
+    def begin() -> int:
+        environ = {"PATH": "/usr/bin:/bin", "HOME": str(home)}
+        done = subprocess.run([out, "--version"], env=environ, timeout=60, check=False, capture_output=True)
+        return done.returncode
+
+    assert begin() == 0
+    (unpacked,) = (home / ".cache/gemmafile").glob("rt-*")
+    first = unpacked.stat().st_ino
+    assert begin() == 0
+    assert unpacked.stat().st_ino == first
+    for name in ("whole", "bin/python3"):
+        (unpacked / name).unlink()
+    assert begin() == 0
+    assert (unpacked / "whole").exists()
+    assert [p for p in unpacked.parent.glob("rt-*") if p != unpacked] == []
 
 
 def test_arguments_of_the_file_and_of_the_user() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
+import re
 import threading
 import zlib
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from gemmafile.errors import BadFile, GemmafileError
+from gemmafile.files.ollama import PREFIX
 from gemmafile.files.open import find_archive, open_model
 from gemmafile.pack.edition import Contents, Edition, compose
 from gemmafile.pack.hashing import STREAM_BYTES, TreeHash, stream
@@ -54,13 +56,23 @@ def find_sources(path: Path) -> list[Source]:
         for shard in model.paths:
             tensors = tuple((t.name, t.offset, t.n_bytes) for t in model.tensors.values() if t.path == shard)
             if bundle is None:
-                sources.append(Source(shard.name, shard, 0, shard.stat().st_size, tensors))
+                sources.append(Source(member_name(path, shard), shard, 0, shard.stat().st_size, tensors))
                 continue
             name = str(shard).removeprefix(f"{bundle.path}@")
             found = next(w for w in bundle.weights if w.name == name)
             assert found.offset is not None
-            sources.append(Source(Path(name).name, bundle.path, found.offset, found.n_bytes, tensors))
+            sources.append(Source(member_name(path, Path(name)), bundle.path, found.offset, found.n_bytes, tensors))
     return sources
+
+
+def member_name(path: Path, shard: Path) -> str:
+    """What a GGUF is called in the file: its own name, ending in .gguf, by which readers know it for a model.
+
+    What ollama has is called by its model's name: "ollama:gemma2:2b" is gemma2-2b.gguf.
+    """
+    name = str(path).removeprefix(PREFIX).strip("/") if str(path).startswith(PREFIX) else shard.name
+    plain = re.sub(r'[\0-\x1f\x7f/\\:*?"<>|]', "-", name.encode(errors="replace").decode())
+    return plain if plain.lower().endswith(".gguf") else f"{plain}.gguf"
 
 
 def weights_entries(sources: list[Source]) -> list[WeightsEntry]:

@@ -125,7 +125,7 @@ def place_in_order(members: list[Member]) -> int:
 
 
 def alignment_of(name: str) -> int:
-    return ALIGNMENT if name.endswith((".gguf", ".tar.gz")) else 1
+    return ALIGNMENT if name.lower().endswith((".gguf", ".tar.gz")) else 1
 
 
 def _place(member: Member, at: int) -> int:

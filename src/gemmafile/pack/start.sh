@@ -45,12 +45,12 @@ member() { dd if="$self" bs=65536 skip="$skip" count="$count" 2>"$q" | head -c "
 
 unpack() { # FOLDER: the runtime, whole and checked, as FOLDER/rt-KEY; 1 where that cannot be
     target=$1/rt-$rt
-    [ -d "$target" ] && [ -O "$target" ] && return 0
+    [ -e "$target/whole" ] && [ -O "$target" ] && return 0 # `whole`, never read, goes first where old files are swept
     q=${quiet:-$1/.quiet}
     lock=$target.lock
     n=0
     until mkdir "$lock" 2>&-; do
-        [ -d "$target" ] && return 0
+        [ -e "$target/whole" ] && return 0
         [ -d "$lock" ] || return 1
         owner=
         [ -s "$lock/pid" ] && read -r owner 2>&- <"$lock/pid"
@@ -62,7 +62,7 @@ unpack() { # FOLDER: the runtime, whole and checked, as FOLDER/rt-KEY; 1 where t
         sleep 0.1 2>&- || sleep 1
     done
     [ -n "$lock" ] && echo $$ 2>"$q" >"$lock/pid"
-    if [ ! -d "$target" ]; then
+    if [ ! -e "$target/whole" ]; then
         t=$target.tmp.$$
         [ -n "$lock" ] && rm -rf "$target".tmp.*
         found=$(member | hex)
@@ -73,7 +73,10 @@ unpack() { # FOLDER: the runtime, whole and checked, as FOLDER/rt-KEY; 1 where t
         fi
         (umask 077 && mkdir "$t") 2>"$q" &&
             member | gzip -dc 2>"$q" | (cd "$t" && umask 077 && tar xf -) 2>"$q" &&
-            [ -e "$t/whole" ] && runs "$t" && mv "$t" "$target" 2>"$q" || { rm -rf "$t"; unlock; return 1; }
+            [ -e "$t/whole" ] && runs "$t" &&
+            { [ ! -d "$target" ] || [ -e "$target/whole" ] || mv "$target" "$target.old.$$"; } &&
+            mv "$t" "$target" 2>"$q" || { rm -rf "$t"; unlock; return 1; }
+        rm -rf "$target.old.$$"
         [ -d "$target/rt-$rt.tmp.$$" ] && rm -rf "$target/rt-$rt.tmp.$$"
     fi
     unlock
@@ -132,11 +135,11 @@ if [ -z "${GEMMAFILE_PYTHON:-}" ] && [ -n "$rt" ]; then
     private=@PRIVATE@
     case " $* " in *" --private "*) private=yes ;; esac
     case $a in
-    /*) [ -n "$private" ] && [ ! -d "$a/rt-$rt" ] || { usable "$a" && unpack "$a" && launch "$a" "$a/rt-$rt" "$@"; } ;;
+    /*) [ -n "$private" ] && [ ! -e "$a/rt-$rt/whole" ] || { usable "$a" && unpack "$a" && launch "$a" "$a/rt-$rt" "$@"; } ;;
     esac
     for c in "$b" "$e" "$f" "$g"; do
         case $c in /*) ;; *) continue ;; esac
-        [ -d "$c/rt-$rt" ] && ours "$c" && [ -O "$c/rt-$rt" ] && launch "$c" "$c/rt-$rt" "$@"
+        [ -e "$c/rt-$rt/whole" ] && ours "$c" && [ -O "$c/rt-$rt" ] && launch "$c" "$c/rt-$rt" "$@"
     done
     tried=
     if [ -n "$private" ]; then
