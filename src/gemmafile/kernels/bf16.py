@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gemmafile.kernels.ops import N_THREADS, NEXT, ROWS, SCRATCH, SCRATCH_BYTES
-from gemmafile.kernels.packing import BF16_CHUNK, BF16_MANY_BYTES, TOKEN_TILE
+from gemmafile.kernels.packing import BF16_CHUNK, BF16_MANY_BYTES
 from gemmafile.kernels.streams import (
     AHEAD_BYTES,
     COLUMNS,
@@ -228,7 +228,8 @@ def _make_matmul() -> Callable[..., None]:
     load, atomic_add = simd.load_i64, simd.atomic_add
     tile = tiles.WeightTile(0)
     zero, load_tile, store_tile = tile.zero_floats, tile.load, tile.store
-    add_lane = emit.make(tile.floats, [tile.floats, emit.address, emit.address, emit.address], _add_lane_code)
+    add_lane = emit.make(tile.floats, [tile.floats, emit.address, emit.address, emit.address], _make_add_lane(tile))
+    n_parts, n_tokens = 2 // tile.vectors, tile.n_tokens
     gather, transpose = make_gather(), tiles.transposer([128 * STEPS * i for i in range(16)])
     flush, restore = flushing()
 
@@ -253,40 +254,48 @@ def _make_matmul() -> Callable[..., None]:
                     transpose(unpacked, panel + 128 * j + 64 * half)
                 t = 0
                 while t < tokens:
-                    c = load(op + OUT) + t * out_stride + 4 * first
-                    if start == 0:
-                        sums = zero()
-                    else:
-                        sums = load_tile(c, out_stride)
                     x = load(op + PACKED) + t * x_stride + 2 * start
-                    for i in range(LANES):
-                        sums = add_lane(sums, panel + 128 * STEPS * i, x + 4 * i, x_stride)
-                    store_tile(sums, c, out_stride)
-                    t += TOKEN_TILE
+                    for part in range(n_parts):
+                        c = load(op + OUT) + t * out_stride + 4 * first + 64 * part
+                        if start == 0:
+                            sums = zero()
+                        else:
+                            sums = load_tile(c, out_stride)
+                        for i in range(LANES):
+                            sums = add_lane(sums, panel + 128 * STEPS * i + 64 * part, x + 4 * i, x_stride)
+                        store_tile(sums, c, out_stride)
+                    t += n_tokens
                 start += BF16_CHUNK
         restore(before)
 
     return matmul
 
 
-def _add_lane_code(b: Any, sums: Any, panel: Any, x: Any, x_stride: Any) -> Any:
-    """sums + the chains of one lane, for 32 rows x 6 tokens."""
+def _make_add_lane(tile: Any) -> Callable[..., Any]:
+    """sums + the chains of one lane."""
     import llvmlite.ir as ir
 
     from gemmafile.kernels import emit, tiles
 
-    words, floats = ir.VectorType(emit.I16, 32), ir.VectorType(emit.F32, 16)
-    sums = tiles.split(b, sums)
-    chains = [emit.splat_constant(floats, 0.0)] * len(sums)
-    tokens = [b.add(x, b.mul(x_stride, ir.Constant(emit.I64, t))) for t in range(TOKEN_TILE)]
-    for j in range(STEPS):
-        rows = [emit.load_at(b, panel, words, 128 * j + 64 * v) for v in range(2)]
-        for t, token in enumerate(tokens):
-            pair = b.bitcast(emit.splat(b, emit.load_at(b, token, emit.I32, 64 * j), 16), words)
-            for v, row in enumerate(rows):
-                at = v * TOKEN_TILE + t
-                chains[at] = emit.dot_bf16(b, chains[at], row, pair)
-    return tiles.join(b, [b.fadd(total, chain) for total, chain in zip(sums, chains, strict=True)])
+    n = 2 if emit.FEW_REGISTERS else 1  # registers a vector
+    words, floats = ir.VectorType(emit.I16, 32 // n), ir.VectorType(emit.F32, 16 // n)
+
+    def code(b: Any, sums: Any, panel: Any, x: Any, x_stride: Any) -> Any:
+        chains = [emit.splat_constant(floats, 0.0)] * (n * tile.n)
+        tokens = [b.add(x, b.mul(x_stride, ir.Constant(emit.I64, t))) for t in range(tile.n_tokens)]
+        for j in range(STEPS):
+            rows = [emit.load_at(b, panel, words, 128 * j + 64 // n * i) for i in range(n * tile.vectors)]
+            for t, token in enumerate(tokens):
+                pair = b.bitcast(emit.splat(b, emit.load_at(b, token, emit.I32, 64 * j), 16 // n), words)
+                for i, row in enumerate(rows):
+                    at = n * (i // n * tile.n_tokens + t) + i % n
+                    chains[at] = emit.dot_bf16(b, chains[at], row, pair)
+            chains = emit.together(b, chains)
+        pairs = zip(chains[::n], chains[n - 1 :: n], strict=True)
+        whole = chains if n == 1 else [emit.shuffle(b, low, high, range(16)) for low, high in pairs]
+        return tiles.join(b, [b.fadd(total, chain) for total, chain in zip(tiles.split(b, sums), whole, strict=True)])
+
+    return code
 
 
 def _make_matmul_amx() -> Callable[..., None]:

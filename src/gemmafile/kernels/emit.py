@@ -39,6 +39,8 @@ HAS_VNNI = {"avx512vnni", "avx512vl", "avx512bw"} <= FEATURES
 HAS_AVX512 = {"avx512f", "avx512bw", "avx512vl", "avx512dq"} <= FEATURES
 HAS_BF16 = "avx512bf16" in FEATURES and HAS_AVX512
 HAS_AVX2 = "avx2" in FEATURES
+FEW_REGISTERS = HAS_AVX2 and not HAS_AVX512
+"""16 vectors of 32 bytes."""
 HAS_NEON = "neon" in FEATURES
 HAS_NEON_DOT = "dotprod" in FEATURES
 HAS_NEON_MIXED_DOT = "i8mm" in FEATURES
@@ -161,6 +163,23 @@ def load_half_pairs(b: Any, at: Sequence[Any], offset: int) -> tuple[Any, Any]:
     pairs = b.bitcast(v, ir.VectorType(I16, 2 * len(at)))
     both = half_to_f32(b, shuffle(b, pairs, pairs, [*range(0, 2 * len(at), 2), *range(1, 2 * len(at), 2)]))
     return half(b, both, 0), half(b, both, 1)
+
+
+def hide(b: Any, v: Any) -> Any:
+    """v, of which the compiler knows nothing from here on, where registers are few: a loop of a hidden length stays a
+    loop. Unrolled it would take more registers than there are."""
+    return b.asm(ir.FunctionType(v.type, [v.type]), "", "=r,0", [v], False) if FEW_REGISTERS else v
+
+
+def together(b: Any, vectors: Sequence[Any]) -> list[Any]:
+    """The vectors, where registers are few all known before any of them is used: else the compiler would make one sum
+    after the other, and spill what they share."""
+    if not FEW_REGISTERS:
+        return list(vectors)
+    types_ = [v.type for v in vectors]
+    places = ",".join(["=x"] * len(vectors) + [str(i) for i in range(len(vectors))])
+    known = b.asm(ir.FunctionType(ir.LiteralStructType(types_), types_), "", places, list(vectors), False)
+    return [b.extract_value(known, i) for i in range(len(vectors))]
 
 
 def fma_f32(b: Any, x: Any, y: Any, z: Any) -> Any:

@@ -37,7 +37,7 @@ _PANEL, _SCALES = 32 * 32 * 4, 4 * 32 * 4
 _WIDE = 6 * 2 * 128
 """Of a quad of a tile's tokens as words."""
 _UNPACKED = 2 * 1024
-SCRATCH_NEEDED = _UNPACKED + PANEL_QUADS * (_PANEL + 2 * _SCALES) + _WIDE + 256
+SCRATCH_NEEDED = _UNPACKED + PANEL_QUADS * (_PANEL + 2 * _SCALES) + PANEL_QUADS // 2 * _WIDE + 256
 
 
 @dataclass(frozen=True)
@@ -224,15 +224,16 @@ def _make_matmul(f: Quad) -> Callable[..., None]:
     from gemmafile.kernels.tiles import WeightTile, transposer, words_apart
 
     load, load_f16, store_f32, atomic_add = simd.load_i64, simd.load_f16, simd.store_f32, simd.atomic_add
-    quotient, prefetch, store_bytes = simd.quotient, simd.prefetch, simd.store_u8x64
+    quotient, prefetch, store_bytes, hidden = simd.quotient, simd.prefetch, simd.store_u8x64, simd.hidden
     bytes_, added_at, halves = f.bytes, f.added or 0, f.halves
     is_added_to = f.added is not None
     is_wide = emit.HAS_AVX2 and not emit.HAS_VNNI and f.largest > 127
-    tile = WeightTile(QUAD_BYTES, largest=f.largest, n_tokens=3 if is_wide else None)
-    n_tokens = tile.n_tokens
+    tile = WeightTile(QUAD_BYTES, largest=f.largest)
+    n_tokens, n_parts, part_bytes = tile.n_tokens, 2 // tile.vectors, 128 if is_wide else 64
     has_offset = f.offset != 0 and not is_wide
-    start, dot_bytes = tile.start(f.offset), tile.dot([0, 4, 8, 12, 64, 68, 72, 76])
-    widen, wide_step, bytes_64 = tile.widen(), tile.wide_step(), emit.vec("u8", 64)
+    start = tile.start(f.offset)
+    dot = tile.wide_dot(8) if is_wide else tile.dot([0, 4, 8, 12, 64, 68, 72, 76])
+    widen, bytes_64 = tile.widen(), emit.vec("u8", 64)
     off = f.offset if is_wide else 0
     take_off = emit.make(bytes_64, [bytes_64], lambda b, v: b.sub(v, emit.splat_constant(v.type, off)) if off else v)
     # A panel of words has half as many quads in twice the bytes.
@@ -268,17 +269,6 @@ def _make_matmul(f: Quad) -> Callable[..., None]:
                     store_f32(at + _SCALES + 384, load_f16(p + o3 + added_at))
             transpose_low(unpacked, panel + half_bytes * half)
             transpose_high(unpacked + 1024, panel + half_bytes * half)
-
-    @simd.device
-    def dot(acc, panel, a):
-        """acc + a block."""
-        if not is_wide:
-            return dot_bytes(acc, panel, a)
-        for _ in range(8):  # unrolled, the compiler would take the sums one by one and keep no weight in a register
-            acc = wide_step(acc, panel, a)
-            panel += 256
-            a += 4
-        return acc
 
     @simd.device
     def prefetch_panel(weights, row_bytes, first, n, quad, n_quads):
@@ -317,28 +307,31 @@ def _make_matmul(f: Quad) -> Callable[..., None]:
                 prefetch_panel(weights, row_bytes, first, n, quad + here, following)
                 t = 0
                 while t < tokens:
-                    c = load(op + OUT) + t * out_stride + 4 * first
-                    if quad == 0:
-                        sums = zero_floats()
-                    else:
-                        sums = load_tile(c, out_stride)
-                    for k in range(here):
-                        a = load(op + PACKED) + (quad + k) * stride + t * QUAD_BYTES
-                        b, b_step = a, 16
-                        if is_wide:
-                            b, b_step = wide, 32
-                            widen(a, b)
-                        panel, d = panels + k * panel_bytes, d_panels + k * 2 * _SCALES
-                        for j in range(4):
-                            if has_offset:
-                                acc = start(a + QUAD_MINUS_SUMS + 4 * j)
-                            else:
-                                acc = zero_ints()
-                            acc = dot(acc, panel + block_bytes * j, b + b_step * j)
-                            sums = fma_ints(sums, acc, d + 128 * j, a + QUAD_D + 4 * j)
-                            if is_added_to:
-                                sums = fma_outer(sums, d + _SCALES + 128 * j, a + QUAD_D_SUMS + 4 * j)
-                    store_tile(sums, c, out_stride)
+                    for part in range(n_parts):
+                        c = load(op + OUT) + t * out_stride + 4 * first + 64 * part
+                        if quad == 0:
+                            sums = zero_floats()
+                        else:
+                            sums = load_tile(c, out_stride)
+                        for k in range(here):
+                            a = load(op + PACKED) + (quad + k) * stride + t * QUAD_BYTES
+                            b, b_step = a, 16
+                            if is_wide:
+                                b, b_step = wide + k * _WIDE, 32
+                                if part == 0:
+                                    widen(a, b)
+                            panel = panels + k * panel_bytes + part * part_bytes
+                            d = d_panels + k * 2 * _SCALES + 64 * part
+                            for j in range(hidden(4)):
+                                if has_offset:
+                                    acc = start(a + QUAD_MINUS_SUMS + 4 * j)
+                                else:
+                                    acc = zero_ints()
+                                acc = dot(acc, panel + block_bytes * j, b + b_step * j)
+                                sums = fma_ints(sums, acc, d + 128 * j, a + QUAD_D + 4 * j)
+                                if is_added_to:
+                                    sums = fma_outer(sums, d + _SCALES + 128 * j, a + QUAD_D_SUMS + 4 * j)
+                        store_tile(sums, c, out_stride)
                     t += n_tokens
                 quad += here
 

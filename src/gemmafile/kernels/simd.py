@@ -41,6 +41,7 @@ from gemmafile.kernels.emit import (
     fma_f32,
     half,
     half_to_f32,
+    hide,
     load_at,
     load_part,
     look_up,
@@ -325,6 +326,10 @@ def prefetcher(n_bytes: int, level: int = 2) -> Any:
 quotient = make(types.int64, [types.int64] * 2, lambda b, x, y: b.sdiv(x, y))
 remainder = make(types.int64, [types.int64] * 2, lambda b, x, y: b.srem(x, y))
 """Of numbers from 0 up, the divisor not 0: `//` and `%` would bring Python's checks along."""
+
+
+hidden = make(types.int64, [types.int64], hide)
+"""See `emit.hide`."""
 
 
 def _call_at(b: Any, function: Any, *arguments: Any) -> None:

@@ -84,11 +84,12 @@ def build_kernels(f: SuperBlock, stream: Stream, apart: SuperBlock | None = None
 
 
 def _make_matmul(f: SuperBlock) -> Callable[..., None]:
-    from gemmafile.kernels import simd
-    from gemmafile.kernels.tiles import WeightTile, transposer
+    from gemmafile.kernels import emit, simd
+    from gemmafile.kernels.tiles import WeightTile, transposer, words_twice
 
     load, load_f16, store_f32, atomic_add = simd.load_i64, simd.load_f16, simd.store_f32, simd.atomic_add
-    quotient, prefetch, store_bytes, store_ints = simd.quotient, simd.prefetch, simd.store_u8x64, simd.store_i32x16
+    quotient, prefetch, hidden = simd.quotient, simd.prefetch, simd.hidden
+    store_bytes, store_ints = simd.store_u8x64, simd.store_i32x16
     bytes_, d_at, min_at, chunk, scales = f.bytes, f.d, f.min_scale, f.chunk, f.scales or no_scales()
     has_scales, has_minimum, sub_blocks = f.sub_scales > 0, f.sub_minima > 0, f.sub_scales
     has_scale_panel = has_scales or has_minimum
@@ -105,6 +106,9 @@ def _make_matmul(f: SuperBlock) -> Callable[..., None]:
     scaled_dot: Any = tile.scaled_dot(range(0, sub_size, 4)) if by_words else None
     scaled_offset = tile.scaled_offset(f.offset, sub_blocks)
     transpose = transposer([128 * i for i in range(16)])
+    ints = emit.vec("i32", 16)
+    in_words = emit.make(ints, [ints], lambda b, v: _first_lanes(b, sub_blocks, words_twice(b, v), v))
+    n_parts = 2 // tile.vectors
 
     @simd.device
     def unpack(weights, row_bytes, first, n, block, unpacked, panel, scale_panel, d_panel):
@@ -118,7 +122,7 @@ def _make_matmul(f: SuperBlock) -> Callable[..., None]:
                 store_bytes(unpacked + 2048 + 64 * i, q2)
                 store_bytes(unpacked + 3072 + 64 * i, q3)
                 if has_scale_panel:
-                    store_ints(unpacked + 4096 + 64 * i, scales(p))
+                    store_ints(unpacked + 4096 + 64 * i, in_words(scales(p)) if by_words else scales(p))
                 store_f32(d_panel + 64 * half + 4 * i, load_f16(p + d_at))
                 if has_minimum:
                     store_f32(d_panel + 128 + 64 * half + 4 * i, load_f16(p + min_at))
@@ -147,7 +151,7 @@ def _make_matmul(f: SuperBlock) -> Callable[..., None]:
             total = start(a + SUPER_MINUS_SUMS)
         else:
             total = zero_ints()
-        for s in range(4):
+        for s in range(hidden(4)):
             total = dot(total, panel + s * sub_panel, a + s * sub_size)
         return total
 
@@ -158,7 +162,7 @@ def _make_matmul(f: SuperBlock) -> Callable[..., None]:
             total = scaled_offset(scale_panel, a + offset_sums_at)
         else:
             total = zero_ints()
-        for s in range(sub_blocks):
+        for s in range(hidden(sub_blocks)):
             total = scaled_dot(total, panel + s * sub_panel, a + s * sub_size, scale_panel + 128 * s)
         return total
 
@@ -201,23 +205,32 @@ def _make_matmul(f: SuperBlock) -> Callable[..., None]:
                 t = 0
                 while t < tokens:
                     c = load(op + OUT) + t * out_stride + 4 * first
-                    for k in range(here):
-                        a = load(op + PACKED) + (block + k) * stride + t * SUPER_BYTES
-                        panel, scale_panel, d = panels + k * _PANEL, scale_panels + k * _SCALES, d_panels + k * 2 * _D
-                        total = integer_sum(panel, scale_panel, a)
-                        if block + k == 0:
-                            sums = zero_floats()
-                        else:
-                            sums = load_tile(c, out_stride)
-                        sums = fma_ints(sums, total, d, a + SUPER_D)
-                        if has_minimum:
-                            least = dot_words(scale_panel + minima_at, a + sums_at)
-                            sums = fma_ints_negative(sums, least, d + 128, a + SUPER_D)
-                        store_tile(sums, c, out_stride)
+                    for part in range(n_parts):
+                        for k in range(here):
+                            a, at = load(op + PACKED) + (block + k) * stride + t * SUPER_BYTES, 64 * part
+                            panel, scale_panel = panels + k * _PANEL + at, scale_panels + k * _SCALES + at
+                            d = d_panels + k * 2 * _D + at
+                            total = integer_sum(panel, scale_panel, a)
+                            if block + k == 0:
+                                sums = zero_floats()
+                            else:
+                                sums = load_tile(c + at, out_stride)
+                            sums = fma_ints(sums, total, d, a + SUPER_D)
+                            if has_minimum:
+                                least = dot_words(scale_panel + minima_at, a + sums_at)
+                                sums = fma_ints_negative(sums, least, d + 128, a + SUPER_D)
+                            store_tile(sums, c + at, out_stride)
                     t += n_tokens
                 block += here
 
     return matmul
+
+
+def _first_lanes(b: Any, n: int, x: Any, y: Any) -> Any:
+    """The first n lanes of x, and y's behind them."""
+    from gemmafile.kernels import emit
+
+    return emit.shuffle(b, x, y, [i if i < n else i + 16 for i in range(16)])
 
 
 def no_scales() -> Any:

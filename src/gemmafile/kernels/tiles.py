@@ -59,10 +59,16 @@ def _times(b: Any, stride: Any, n: int) -> Any:
 
 
 def _word_pairs(b: Any, low: Any, high: Any) -> Any:
-    """The lower words of two vectors of int32, lane by lane side by side."""
-    t = low.type
-    both = b.or_(b.and_(low, emit.splat_constant(t, 0xFFFF)), b.shl(high, emit.splat_constant(t, 16)))
-    return b.bitcast(both, ir.VectorType(I16, 2 * t.count))
+    """The lower word of each int32 of one vector, the upper one of another's."""
+    n = 2 * low.type.count
+    low, high = (b.bitcast(v, ir.VectorType(I16, n)) for v in (low, high))
+    return emit.shuffle(b, low, high, [i + n * (i % 2) for i in range(n)])
+
+
+def words_twice(b: Any, v: Any) -> Any:
+    """The lower word of each int32 in both of its halves."""
+    t = v.type
+    return b.or_(b.and_(v, emit.splat_constant(t, 0xFFFF)), b.shl(v, emit.splat_constant(t, 16)))
 
 
 def words_apart(b: Any, fours: Any) -> list[Any]:
@@ -73,21 +79,21 @@ def words_apart(b: Any, fours: Any) -> list[Any]:
 
 
 class WeightTile:
-    """32 weight rows (2 vectors) x n tokens. Sums are exact int32; floats follow the law.
+    """16 or 32 weight rows (vectors) x n tokens. Sums are exact int32; floats follow the law.
 
-    A panel holds weights as bytes [k / 4][32 rows][4]; a token's activations lie `token_bytes` apart.
+    A panel holds weights as bytes [k / 4][32 rows][4]; a token's activations lie `token_bytes` apart. A tile of 16
+    rows takes the first 16 from each address; 64 bytes further on it takes the others.
     """
 
-    VECTORS, ROWS = 2, 32
-
-    def __init__(self, token_bytes: int, *, largest: int = 255, n_tokens: int | None = None):
-        """largest  of a panel's bytes · n_tokens  if it is not what registers hold"""
+    def __init__(self, token_bytes: int, *, largest: int = 255):
+        """largest  of a panel's bytes"""
         self.word_steps = 32767 // (2 * 128 * largest) if emit.HAS_AVX2 and not emit.HAS_VNNI else 0
         """Steps whose products, added in pairs, fit in 16 bits, where the CPU has no better way: a few such sums
         are then widened, and multiplied by a scale, in one instruction."""
-        self.n_tokens = n_tokens = n_tokens or (3 if self.word_steps and not emit.HAS_AVX512 else TOKEN_TILE)
+        self.n_tokens = n_tokens = 3 if emit.FEW_REGISTERS else TOKEN_TILE
         """What registers hold; a divisor of TOKEN_TILE, since packed activations have room for whole ones."""
-        self.n, self.token_bytes, self.largest = n_tokens * self.VECTORS, token_bytes, largest
+        self.vectors = 1 if emit.FEW_REGISTERS else 2
+        self.n, self.token_bytes, self.largest = n_tokens * self.vectors, token_bytes, largest
         ints, floats = types.UniTuple(vec("i32", 16), self.n), types.UniTuple(vec("f32", 16), self.n)
         zero_i, zero_f = emit.splat_constant(_INTS, 0), emit.splat_constant(_FLOATS, 0.0)
         self.ints, self.floats = ints, floats
@@ -124,16 +130,16 @@ class WeightTile:
             ones = emit.splat_constant(ir.VectorType(I16, 16), 1)
             return make(
                 self.ints, [self.ints, address, address],
-                lambda b, acc, panel, a: self._dot_by_words(b, acc, panel, a, offsets, [ones] * 4),
+                lambda b, acc, panel, a: self._dot_by_words(b, acc, panel, a, offsets, [ones] * 2 * self.vectors),
             )  # fmt: skip
 
         def code(b: Any, acc: Any, panel: Any, a: Any) -> Any:
             acc = split(b, acc)
             for s, offset in enumerate(offsets):
-                weights = [load_at(b, panel, bytes_, (s * self.VECTORS + v) * 64) for v in range(self.VECTORS)]
+                weights = [load_at(b, panel, bytes_, (s * 2 + v) * 64) for v in range(self.vectors)]
                 for t in range(self.n_tokens):
                     four = b.bitcast(splat(b, load_at(b, a, I32, t * self.token_bytes + offset), 16), bytes_)
-                    for v in range(self.VECTORS):
+                    for v in range(self.vectors):
                         i = v * self.n_tokens + t
                         acc[i] = emit.dot_bytes(b, acc[i], weights[v], four, below_128=self.largest < 128)
             return join(b, acc)
@@ -154,61 +160,65 @@ class WeightTile:
 
         return make(void, [address, address], code)
 
-    def wide_step(self) -> Any:
-        """wide_step(acc, panel, a): the next four columns of `widen`'s; panel [2 vectors][even, odd][16 rows][2]."""
+    def wide_dot(self, n_steps: int) -> Any:
+        """wide_dot(acc, panel, a): 4 * n columns of `widen`'s; panel [step][2 vectors][even, odd][16 rows][2]."""
         words = ir.VectorType(I16, 16)
 
         def code(b: Any, acc: Any, panel: Any, a: Any) -> Any:
             parts = [emit.half(b, v, h) for v in split(b, acc) for h in range(2)]
-            for odd in range(2):
-                rows = [load_at(b, panel, words, 128 * (p // 2) + 64 * odd + 32 * (p % 2)) for p in range(4)]
-                for t in range(self.n_tokens):
-                    two = b.bitcast(splat(b, load_at(b, a, I32, 256 * t + 128 * odd), 8), words)
-                    for p in range(4):
-                        i = 2 * (p // 2 * self.n_tokens + t) + p % 2
-                        parts[i] = emit.dot_words(b, parts[i], rows[p], two)
+            for step in range(2 * n_steps):
+                s, odd = step // 2, step % 2
+                for v in range(self.vectors):
+                    rows = [load_at(b, panel, words, 256 * s + 128 * v + 64 * odd + 32 * h) for h in range(2)]
+                    for t in range(self.n_tokens):
+                        two = b.bitcast(splat(b, load_at(b, a, I32, 256 * t + 128 * odd + 4 * s), 8), words)
+                        for h in range(2):
+                            i = 2 * (v * self.n_tokens + t) + h
+                            parts[i] = emit.dot_words(b, parts[i], rows[h], two)
+                parts = emit.together(b, parts)
             return join(b, [emit.shuffle(b, parts[i], parts[i + 1], range(16)) for i in range(0, len(parts), 2)])
 
         return make(self.ints, [self.ints, address, address], code)
 
     def scaled_dot(self, offsets: Sequence[int]) -> Any:
-        """scaled_dot(total, panel, a, scales): total += scales int32[32], which fit in 16 bits, * what `dot` sums.
+        """scaled_dot(total, panel, a, scales): total += scales int32[32], each twice an int16, * what `dot` sums.
         Only where there are `word_steps`."""
 
         def code(b: Any, total: Any, panel: Any, a: Any, scales: Any) -> Any:
-            by_row = [load_at(b, scales, ir.VectorType(I32, 8), 32 * part) for part in range(4)]
-            return self._dot_by_words(b, total, panel, a, offsets, [_word_pairs(b, v, v) for v in by_row])
+            by_row = [load_at(b, scales, ir.VectorType(I16, 16), 32 * part) for part in range(2 * self.vectors)]
+            return self._dot_by_words(b, total, panel, a, offsets, by_row)
 
         return make(self.ints, [self.ints, address, address, address], code)
 
     def _dot_by_words(self, b: Any, acc: Any, panel: Any, a: Any, offsets: Sequence[int], scales: Sequence[Any]) -> Any:
-        """AVX2: 8 rows at a time; scales <16 x i16>, twice that of each row, for each 8 of the 32."""
+        """AVX2: 8 rows at a time; scales <16 x i16>, twice that of each row, for each 8 of the rows."""
         eight, pairs = ir.VectorType(I32, 8), ir.VectorType(I16, 16)
-        bytes_ = ir.VectorType(I8, 32)
+        bytes_, n_parts = ir.VectorType(I8, 32), 2 * self.vectors
         parts = [emit.half(b, v, h) for v in split(b, acc) for h in range(2)]
-        place = {(t, p): 2 * (p // 2 * self.n_tokens + t) + p % 2 for t in range(self.n_tokens) for p in range(4)}
+        place = {(t, p): 2 * (p // 2 * self.n_tokens + t) + p % 2 for t in range(self.n_tokens) for p in range(n_parts)}
         for first in range(0, len(offsets), self.word_steps):
             words: dict[tuple[int, int], Any] = {}
             for s in range(first, min(first + self.word_steps, len(offsets))):
-                weights = [load_at(b, panel, bytes_, s * self.VECTORS * 64 + 32 * p) for p in range(4)]
+                weights = [load_at(b, panel, bytes_, 128 * s + 32 * p) for p in range(n_parts)]
                 for t in range(self.n_tokens):
                     four = b.bitcast(splat(b, load_at(b, a, I32, t * self.token_bytes + offsets[s]), 8), bytes_)
-                    for p in range(4):
+                    for p in range(n_parts):
                         two = emit.call(b, "llvm.x86.avx2.pmadd.ub.sw", pairs, [weights[p], four])
                         words[t, p] = b.add(words[t, p], two) if (t, p) in words else two
+                words = dict(zip(words, emit.together(b, list(words.values())), strict=True))
             for key, v in words.items():
                 total = emit.call(b, "llvm.x86.avx2.pmadd.wd", eight, [v, scales[key[1]]])
                 parts[place[key]] = b.add(parts[place[key]], total)
         return join(b, [emit.shuffle(b, parts[i], parts[i + 1], range(16)) for i in range(0, len(parts), 2)])
 
     def scaled_offset(self, factor: int, n_scales: int) -> Any:
-        """scaled_offset(scales, a): accumulators of -factor times the sum of scales int32[n][32], which fit in 16
-        bits, times the n int16 at `a` of each token."""
+        """scaled_offset(scales, a): accumulators of -factor times the sum of scales int32[n][32], each twice an int16,
+        times the n int16 at `a` of each token."""
 
         def code(b: Any, scales: Any, a: Any) -> Any:
             acc = [emit.splat_constant(_INTS, 0)] * self.n
             for s in range(0, n_scales, 2):
-                for v in range(self.VECTORS):
+                for v in range(self.vectors):
                     rows = _word_pairs(b, *(load_at(b, scales, _INTS, 128 * (s + i) + 64 * v) for i in range(2)))
                     for t in range(self.n_tokens):
                         two = splat(b, load_at(b, a, I32, t * self.token_bytes + 2 * s), 16)
@@ -225,10 +235,10 @@ class WeightTile:
         def code(b: Any, panel: Any, a: Any) -> Any:
             acc = [emit.splat_constant(_INTS, 0)] * self.n
             for s in range(n_steps):
-                rows = [load_at(b, panel, words, (s * self.VECTORS + v) * 64) for v in range(self.VECTORS)]
+                rows = [load_at(b, panel, words, (s * 2 + v) * 64) for v in range(self.vectors)]
                 for t in range(self.n_tokens):
                     two = b.bitcast(splat(b, load_at(b, a, I32, t * self.token_bytes + 4 * s), 16), words)
-                    for v in range(self.VECTORS):
+                    for v in range(self.vectors):
                         i = v * self.n_tokens + t
                         acc[i] = emit.dot_words(b, acc[i], rows[v], two)
             return join(b, acc)
@@ -246,17 +256,17 @@ class WeightTile:
             store_at(b, v, self._place(b, c, stride, i))
 
     def _add_scaled(self, b: Any, total: Any, acc: Any, scales: Any) -> Any:
-        by_row = [load_at(b, scales, _INTS, 64 * v) for v in range(self.VECTORS)]
+        by_row = [load_at(b, scales, _INTS, 64 * v) for v in range(self.vectors)]
         pairs = zip(split(b, total), split(b, acc), strict=True)
         return join(b, [b.add(t, b.mul(a, by_row[i // self.n_tokens])) for i, (t, a) in enumerate(pairs)])
 
     def _fma_ints(self, negative: bool) -> Any:
         def code(b: Any, f: Any, acc: Any, d_rows: Any, d_tokens: Any) -> Any:
             f, acc = split(b, f), split(b, acc)
-            rows = [load_at(b, d_rows, _FLOATS, 64 * v) for v in range(self.VECTORS)]
+            rows = [load_at(b, d_rows, _FLOATS, 64 * v) for v in range(self.vectors)]
             for t in range(self.n_tokens):
                 token = splat(b, load_at(b, d_tokens, F32, t * self.token_bytes), 16)
-                for v in range(self.VECTORS):
+                for v in range(self.vectors):
                     i = v * self.n_tokens + t
                     d = b.fmul(rows[v], token)
                     f[i] = emit.fma_f32(b, b.sitofp(acc[i], _FLOATS), b.fneg(d) if negative else d, f[i])
@@ -266,10 +276,10 @@ class WeightTile:
 
     def _fma_outer(self, b: Any, f: Any, rows: Any, tokens: Any) -> Any:
         f = split(b, f)
-        by_row = [load_at(b, rows, _FLOATS, 64 * v) for v in range(self.VECTORS)]
+        by_row = [load_at(b, rows, _FLOATS, 64 * v) for v in range(self.vectors)]
         for t in range(self.n_tokens):
             token = splat(b, load_at(b, tokens, F32, t * self.token_bytes), 16)
-            for v in range(self.VECTORS):
+            for v in range(self.vectors):
                 i = v * self.n_tokens + t
                 f[i] = emit.fma_f32(b, by_row[v], token, f[i])
         return join(b, f)
