@@ -7,6 +7,7 @@ import json
 import os
 import random
 import struct
+import threading
 import time
 from pathlib import Path
 
@@ -93,6 +94,27 @@ def test_a_slot_is_saved_while_it_runs(engine: Engine, tmp_path: Path) -> None:
     done = change(everyone, 2, "save", 0, tmp_path / "b")
     assert isinstance(done, SlotDone)
     assert N_SAVED < done.n_tokens <= N_SAVED + 40
+    assert everyone.tokens[1] == answer_alone(engine, job, Table(engine.config.n_vocab, ()))
+    everyone.scheduler.prefixes.evict(100)
+
+
+def test_pages_of_a_file_that_is_read_cut_no_answer_short(engine: Engine, saved: Path) -> None:
+    everyone = crowd(engine)
+    job = Job(1, prompt(7, 600), GREEDY, n_predict=30)
+    reading, go = threading.Event(), threading.Event()
+    everyone.scheduler.archive._thread.submit(lambda: (reading.set(), go.wait(30)))
+    assert reading.wait(30)
+    spare = [engine.pages.take() for _ in range(engine.pages.n_free - 6)]
+    everyone.scheduler.change_slot(9, "restore", 0, saved)
+    assert engine.pages.n_free == 3
+    everyone.submit(job)
+    for _ in range(20):
+        everyone.step()
+    assert 1 not in everyone.ends
+    go.set()
+    finish(everyone)
+    engine.pages.give_back(spare)
+    assert [type(event) for event in everyone.events[9]] == [SlotDone]
     assert everyone.tokens[1] == answer_alone(engine, job, Table(engine.config.n_vocab, ()))
     everyone.scheduler.prefixes.evict(100)
 

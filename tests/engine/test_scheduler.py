@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+import threading
 from pathlib import Path
 
 import pytest
 
 from gemmafile.engine.engine import Engine
+from gemmafile.engine.grammar import Grammar, GrammarVocabulary
 from gemmafile.engine.jobs import End, Failed, Job, Progress, Scores, Token
+from gemmafile.engine.passes import SCORED_ROWS
 from gemmafile.engine.scheduler import Scheduler
 from gemmafile.model.batch import PAGE
 from gemmafile.settings import SamplingSettings
@@ -178,8 +181,7 @@ def test_what_can_never_be_done_is_refused(engine: Engine, table: Table) -> None
     ]
     everyone = crowd(engine, table, n_slots=4)
     everyone.submit(*(job for job, _ in jobs))
-    everyone.step()
-    assert everyone.scheduler.is_idle
+    everyone.finish()  # two grammars are compiled for that
     for job, words in jobs:
         failed = everyone.ends[job.id]
         assert isinstance(failed, Failed)
@@ -252,6 +254,74 @@ def test_probabilities_and_scores_are_those_of_the_model(engine: Engine, table: 
         assert dict(token.top or ())[ids[n]] == pytest.approx(scores[n][1], abs=1e-5)
         assert [i for i, _ in (token.top or ())[:3]] == [i for i, _ in scores[n][2] or ()]
     assert all(event.logprob is None for event in everyone.events[2] if isinstance(event, Token))
+
+
+def test_scores_are_told_once_though_the_prompt_is_read_twice(engine: Engine, table: Table) -> None:
+    ids = ids_of(12, 100, 400)
+    everyone = crowd(engine, table)
+    everyone.submit(Job(1, ids, GREEDY, n_predict=1, score_prompt=True))
+    everyone.step()
+    (run,) = everyone.scheduler._running
+    assert 0 < run.n_scored < 99
+    everyone.scheduler._requeue(run)  # as where pages run out
+    everyone.finish()
+    scores = [event for event in everyone.events[1] if isinstance(event, Scores)]
+    assert [item[0] for event in scores for item in event.items] == ids
+    at = 0
+    for event in scores:
+        assert event.first == at
+        at += len(event.items)
+
+
+def test_scored_prompts_share_their_rows(engine: Engine, table: Table) -> None:
+    """Each scored row has logits for the whole vocabulary: how many there are depends on no client."""
+    everyone = crowd(engine, table, n_slots=8)
+    everyone.submit(*(Job(i, ids_of(i, 90, 400), GREEDY, n_predict=1, score_prompt=True) for i in range(6)))
+    while not everyone.scheduler.is_idle:
+        everyone.step()
+        told = [event for events in everyone.events.values() for event in events if isinstance(event, Scores)]
+        assert sum(len(event.items) for event in told) <= (SCORED_ROWS + 6) * everyone.scheduler.totals["passes"]
+    assert sum(len(event.items) for event in told) == 6 * 90
+
+
+def test_a_grammar_that_takes_long_holds_nobody_up(
+    engine: Engine, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everyone = crowd(engine, table, n_slots=2)
+    compiled, begun = threading.Event(), threading.Event()
+    from_gbnf = Grammar.from_gbnf
+
+    def slowly(text: str, vocabulary: GrammarVocabulary) -> Grammar:
+        begun.set()
+        assert compiled.wait(30)
+        return from_gbnf(text, vocabulary)
+
+    monkeypatch.setattr(Grammar, "from_gbnf", slowly)
+    by_grammar = SamplingSettings(temperature=0.0, grammar='root ::= "t5 t6 "')
+    everyone.submit(Job(1, [9], by_grammar), Job(2, [9], by_grammar), Job(3, [8], GREEDY, n_predict=5))
+    assert begun.wait(30)
+    while 3 not in everyone.ends:
+        everyone.step()
+    assert 1 not in everyone.ends
+    everyone.scheduler.cancel(2)
+    compiled.set()
+    everyone.finish()
+    assert everyone.tokens == {1: [5, 6, EOG], 3: answer_alone(engine, Job(3, [8], GREEDY, n_predict=5), table)}
+    assert [end.reason for _, end in sorted(everyone.ends.items()) if isinstance(end, End)] == [
+        "stop", "cancelled", "limit",
+    ]  # fmt: skip
+
+
+def test_tokens_are_counted_as_they_were_chosen(engine: Engine, table: Table) -> None:
+    everyone = crowd(engine, Table(engine.config.n_vocab, ()), n_slots=2)
+    everyone.submit(*(Job(i, ids_of(20 + i, 10, 400), GREEDY, n_predict=4) for i in range(2)))
+    everyone.finish()
+    everyone.submit(Job(5, ids_of(20, 10, 400), GREEDY, n_predict=1))
+    everyone.finish()
+    totals = everyone.scheduler.totals
+    assert (totals["predicted_tokens"], totals["prompt_tokens"], totals["cached_tokens"]) == (9, 21, 9)
+    assert totals["busy_slots"] == 2 * 4 + 1
+    assert totals["passes"] == 5
 
 
 def test_a_job_may_ask_for_its_slot(engine: Engine, table: Table) -> None:

@@ -137,5 +137,5 @@ def test_what_is_wrong_is_said_in_its_shape(server: Running, change: dict[str, A
     status, found = server.post(PATH, {**ASK, **change})
     assert status == 400
     assert found["type"] == "error"
-    assert found["error"]["type"] in ("invalid_request_error", "exceed_context_size_error")
+    assert found["error"]["type"] == "invalid_request_error"
     assert message in found["error"]["message"]

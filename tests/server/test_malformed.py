@@ -61,6 +61,7 @@ BODIES: list[tuple[bytes, str]] = [
     (b'{"prompt": "x", "logit_bias": [[1]]}', "logit_bias"),
     (b'{"prompt": "x", "logit_bias": [[99999999, 1]]}', "no token 99999999"),
     (b'{"prompt": "x", "logit_bias": {"1": true}}', "logit_bias"),
+    (b'{"prompt": "x", "logit_bias": {"' + b"9" * 5000 + b'": "1"}}', "logit_bias"),
     (b'{"prompt": "x", "samplers": ["top_q"]}', "no sampler 'top_q'"),
     (b'{"prompt": "x", "n_probs": 100000}', "n_probs"),
     (b'{"prompt": "x", "grammar": "root ::= (", "n_predict": 2}', "grammar"),
@@ -101,7 +102,8 @@ def test_an_error_before_the_first_byte_has_its_status(server: Running, stream: 
         ("POST", "/../etc/passwd", 404),
         ("GET", "/%00", 404), ("GET", "/%ff%fe", 404), ("BREW", "/health", 405), ("POST", "/infill", 501),
         ("GET", "/metrics", 501), ("POST", "/slots/0?action=save", 501), ("POST", "/slots/99?action=erase", 400),
-        ("POST", "/slots/x?action=erase", 400), ("POST", "/slots/0", 400), ("POST", "/v1/rerank", 501),
+        ("POST", "/slots/x?action=erase", 400), ("POST", f"/slots/{'9' * 5000}?action=erase", 400),
+        ("POST", "/slots/%C2%B2?action=erase", 400), ("POST", "/slots/0", 400), ("POST", "/v1/rerank", 501),
     ],
 )  # fmt: skip
 def test_paths_and_methods(server: Running, method: str, path: str, status: int) -> None:

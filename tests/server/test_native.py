@@ -139,7 +139,7 @@ def test_logit_bias_in_every_form(server: Running) -> None:
     for bias in ([[first, False]], [[first, -1000]], {str(first): -1000}, {str(first): False}):
         assert completion(server, n_predict=1, return_tokens=True, logit_bias=bias)["tokens"][0] != first
     ids = server.post("/tokenize", {"content": "man"}).json["tokens"]
-    for bias in ([["man", 1000]], {"man": 1000}):
+    for bias in ([["man", 1000]], {"man": 1000}, {"man": 1000, "²": 0, "--5": 0}):  # no digit of an id, a text
         assert completion(server, n_predict=1, return_tokens=True, logit_bias=bias)["tokens"][0] in ids
 
 
@@ -399,7 +399,9 @@ def test_prompts_outlive_the_server(small_path: Path, tmp_path: Path) -> None:
         assert found["content"] == text
 
 
-@pytest.mark.parametrize("name", ["../x", "a/b", "", ".", "..", "x\x00", "a\\b", "con:", " x", "x" * 300, None, 5])
+@pytest.mark.parametrize(
+    "name", ["../x", "a/b", "", ".", "..", "x\x00", "a\\b", "con:", " x", "x" * 300, "ä" * 101, None, 5]
+)
 def test_names_that_would_leave_the_folder(own: Running, name: Any) -> None:
     assert own.post("/slots/0?action=save", {"filename": name}).status == 400
 
@@ -417,6 +419,8 @@ def test_metrics(own: Running) -> None:
     while _metrics(own)["llamacpp:requests_processing"]:  # the engine tells it when it has nothing else to do
         assert time.monotonic() < end_s
     assert 0 <= after["llamacpp:kv_cache_usage_ratio"] <= 1
+    settled = _metrics(own)
+    assert 1 <= settled["llamacpp:n_busy_slots_per_decode"] <= 2
 
 
 def _metrics(server: Running) -> dict[str, float]:

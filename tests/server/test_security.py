@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gemmafile.errors import BadSettings
-from gemmafile.server.launch import bind, make_key, read_keys, split_address, url_of
+from gemmafile.server.launch import bind, make_key, read_keys, split_address, url_of, url_with_key
 from gemmafile.server.security import COOKIE, cookie_of, is_loopback
 from gemmafile.settings import ServeSettings
 from tests.server.running import Running, running
@@ -135,6 +135,7 @@ def test_a_prefix(small_path: Path) -> None:
         found = server.get("/llm/props?key=k")
         assert found.headers["location"] == "/llm/props"
         assert "Path=/llm" in found.headers["set-cookie"]
+        assert server.get("/llm?key=k").headers["location"] == "/llm/?key=k"
         assert server.post("/llm/infill", {}, headers={"X-Api-Key": "k"}).status == 501
 
 
@@ -148,6 +149,13 @@ def test_addresses() -> None:
     assert split_address("box") == ("box", None)
     with pytest.raises(BadSettings):
         split_address("box:http")
+
+
+def test_a_key_reaches_the_server_by_the_address_of_a_browser(small_path: Path) -> None:
+    key = "a&b#c+d%41 é"
+    with running(small_path, ServeSettings(api_keys=[key])) as server:
+        assert server.get(url_with_key("/", [key, "other"])).status == 303
+    assert url_with_key("http://h/", []) == "http://h/"
 
 
 def test_keys_of_flags_and_files(tmp_path: Path) -> None:

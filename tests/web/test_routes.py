@@ -147,6 +147,8 @@ def test_files_become_text_with_a_count(server: Running) -> None:
     found = server.request("POST", "/files?name=a%20b.txt", "Grüße".encode()).json
     assert (found["name"], found["text"], found["kind"]) == ("a b.txt", "Grüße", "text")
     assert found["n_tokens"] == len(server.door.tokenizer.encode("Grüße", add_special=False))
+    odd = server.request("POST", "/files?name=100%2525%20a%2520b", b"x").json
+    assert odd["name"] == "100%25 a%20b"
     pdf = server.request("POST", "/files?name=a.pdf", make_pdf("Hello")).json
     assert (pdf["text"], pdf["pages"]) == ("Hello", 1)
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from gemmafile.errors import BadSettings
+from gemmafile.errors import BadFile, BadSettings, ContextOverflow, GemmafileError
 from gemmafile.settings import SamplingSettings, changed, from_fields
 
 POOLINGS = ("mean", "last", "cls")
@@ -168,3 +168,12 @@ KINDS = {
     500: "server_error", 501: "not_supported_error", 503: "unavailable_error",
 }  # fmt: skip
 """llama.cpp's name for each status."""
+
+
+def failed(number: int, error: GemmafileError) -> Failed:
+    """What an error makes of a job, or of a slot's action. A file that people name is their own."""
+    status = 400 if isinstance(error, BadFile) else error.http_status
+    kind = KINDS.get(status, "server_error")
+    if isinstance(error, ContextOverflow):
+        return Failed(number, status, "exceed_context_size_error", str(error), None, error.n_prompt, error.n_context)
+    return Failed(number, status, kind, str(error))

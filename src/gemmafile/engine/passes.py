@@ -20,7 +20,7 @@ LEAST_CHUNK = 64
 weights have to be unpacked for them all the same; from 128 on there is nothing more to gain."""
 
 SCORED_ROWS = 32
-"""Rows of a prompt whose tokens are to be scored, in one pass: each has logits for the whole vocabulary."""
+"""Rows of prompts whose tokens are to be scored, in one pass: each has logits for the whole vocabulary."""
 
 
 class Plan(NamedTuple):
@@ -28,6 +28,11 @@ class Plan(NamedTuple):
 
     rows: list[tuple[Run, int]]
     is_embedding: bool = False
+
+    @property
+    def n_prompt_rows(self) -> int:
+        """Rows of prompts, once they are computed; the others are of answers."""
+        return sum(min(run.n_computed, run.n_prompt) - min(run.n_computed - n, run.n_prompt) for run, n in self.rows)
 
     def n_outputs(self, run: Run, n: int) -> int:
         """How many of a run's n rows, the last ones, have outputs. Asked before and after the pass."""
@@ -78,21 +83,23 @@ def plan_pass(running: Sequence[Run], pace: Pace, turn: int) -> Plan:
 def _share(reading: list[Run], room: int) -> dict[Run, int]:
     """Rows for each of the runs that read a prompt, oldest first in `reading`."""
     counts: dict[Run, int] = {}
-    if not reading or not room:
-        return counts
-    first = reading[0]
-    counts[first] = min(_most(first), max(1, room // 2) if len(reading) > 1 else room)
-    room -= counts[first]
-    for run in sorted(reading, key=lambda run: run.n_pending):
-        n = min(_most(run) - counts.get(run, 0), room)
+    scored_room = SCORED_ROWS
+
+    def give(run: Run, most: int) -> None:
+        nonlocal room, scored_room
+        n = min(most, room, run.n_pending - counts.get(run, 0))
+        if run.job.score_prompt:
+            n = min(n, scored_room)
+            scored_room -= n
         if n > 0:
             counts[run] = counts.get(run, 0) + n
             room -= n
+
+    if reading:
+        give(reading[0], max(1, room // 2) if len(reading) > 1 else room)
+        for run in sorted(reading, key=lambda run: run.n_pending):
+            give(run, room)
     return counts
-
-
-def _most(run: Run) -> int:
-    return min(run.n_pending, SCORED_ROWS) if run.job.score_prompt else run.n_pending
 
 
 def _in_order(running: Sequence[Run], counts: dict[Run, int]) -> list[tuple[Run, int]]:

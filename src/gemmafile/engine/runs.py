@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
-from typing import Any
+from concurrent.futures import Future
+from dataclasses import dataclass
 
 import numpy as np
 
 from gemmafile.engine.jobs import Job, Timings
 from gemmafile.engine.prefixes import Lease
 from gemmafile.engine.sampler import Sampler
-from gemmafile.settings import changed
 
 
 @dataclass(slots=True, eq=False)
@@ -23,6 +22,7 @@ class Run:
     lease     None while the run waits, for the first time or after its pages were taken away
     n_cached  tokens of the prompt that did not have to be computed
     is_fetched  False while a file with the beginning of the prompt is being read
+    making    the sampler, while its grammar is compiled on another thread
     leader    a run that is reading a prompt which begins with the same `n_awaited` tokens: they will be shared
     """
 
@@ -38,6 +38,7 @@ class Run:
     n_cached: int = 0
     n_scored: int = 0
     is_fetched: bool = True
+    making: Future[Sampler] | None = None
     leader: Run | None = None
     n_awaited: int = 0
     was_started: bool = False
@@ -65,6 +66,11 @@ class Run:
     def is_sharing(self) -> bool:
         """Is what this run computes for others too?"""
         return self.lease is not None and self.lease.keep
+
+    @property
+    def is_held_up(self) -> bool:
+        """Is something missing that others are about to bring: a file, a grammar, the beginning of its prompt?"""
+        return not self.is_fetched or self.making is not None or self.is_following
 
     @property
     def is_following(self) -> bool:
@@ -111,47 +117,3 @@ class Pooling:
         """float32[E], little-endian."""
         pooled = self._sum / self._n if self._kind == "mean" else self._sum
         return pooled.astype("<f4").tobytes()
-
-
-@dataclass(slots=True, eq=False)
-class Slot:
-    """A place where one job runs at a time; it remembers the tokens of the last.
-
-    `token_ids`  what its last job left in the cache (as long as others do not need the room)
-    """
-
-    id: int
-    run: Run | None = None
-    token_ids: list[int] = field(default_factory=list)
-    job: Job | None = None
-    n_prompt: int = 0
-    n_cached: int = 0
-    freed: int = 0
-
-    def hold(self, token_ids: list[int]) -> None:
-        """These tokens came out of a file, or went."""
-        self.token_ids, self.n_prompt, self.n_cached = token_ids, len(token_ids), 0
-
-    def view(self, n_context: int) -> dict[str, Any]:
-        """As llama.cpp's /slots shows it, texts left out."""
-        run, job = self.run, self.run.job if self.run is not None else self.job
-        n_past = run.n_computed if run is not None else len(self.token_ids)
-        n_chosen = run.n_chosen if run is not None else max(0, n_past - self.n_prompt)
-        n_predict = job.n_predict if job is not None else -1
-        return {
-            "id": self.id,
-            "id_task": job.id if job is not None else -1,
-            "n_ctx": n_context,
-            "speculative": False,
-            "is_processing": run is not None,
-            "n_past": n_past,
-            "n_prompt_tokens": run.n_prompt if run is not None else self.n_prompt,
-            "n_prompt_tokens_cache": run.n_cached if run is not None else self.n_cached,
-            "n_prompt_tokens_processed": min(n_past, run.n_prompt) if run is not None else self.n_prompt,
-            "params": {"n_predict": n_predict, **({} if job is None else changed(job.sampling))},
-            "next_token": {
-                "has_next_token": run is not None and not run.is_embedding,
-                "n_decoded": n_chosen,
-                "n_remain": max(0, n_predict - n_chosen) if n_predict >= 0 else -1,
-            },
-        }

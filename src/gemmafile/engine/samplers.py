@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
@@ -32,6 +33,11 @@ class TokenTable(Protocol):
     def token_bytes(self) -> list[bytes]: ...
 
 
+def has_grammar(settings: SamplingSettings) -> bool:
+    """Do these settings hold a grammar, which takes a while to compile?"""
+    return settings.grammar is not None or settings.json_schema is not None
+
+
 class Samplers:
     """Makes samplers. May be asked from several threads."""
 
@@ -52,9 +58,17 @@ class Samplers:
         sampler.accept_prompt(prompt_ids)
         return sampler
 
+    def begin(self, settings: SamplingSettings, prompt_ids: Iterable[int]) -> Future[Sampler]:
+        """`make`, on another thread: a grammar takes milliseconds, the first of all half a second, a large one more."""
+        return self._threads.submit(self.make, settings, prompt_ids)
+
+    @cached_property
+    def _threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(2, "gemmafile-grammar")  # a slow one does not hold all others up
+
     def _grammar(self, settings: SamplingSettings) -> Grammar | None:
         """The grammar of an answer at its beginning. Raises BadSettings."""
-        if settings.grammar is None and settings.json_schema is None:
+        if not has_grammar(settings):
             return None
         if settings.grammar is not None and settings.json_schema is not None:
             raise BadSettings("a grammar and a JSON schema were both given: which one?")

@@ -3,7 +3,8 @@
 In: `Job`s. Out: `Event`s, a list for each pass. Rows of all jobs go through the same pass: first one row for each
 answer being written, then a chunk of the prompts being read, small enough that nobody waits long for it. By the law
 of rows an answer does not depend on who else is there. One thread drives it all; messages are dealt with between
-passes. Next: runs.py (a job's state), prefixes.py (what jobs share), passes.py (what goes into a pass).
+passes. Next: runs.py (a job's state), prefixes.py (what jobs share), passes.py (what goes into a pass), slots.py (where
+jobs run).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +31,16 @@ from gemmafile.engine.jobs import (
     Progress,
     Reason,
     Scores,
-    SlotDone,
     Token,
+    failed,
 )
 from gemmafile.engine.pages import OutOfPages
 from gemmafile.engine.passes import Pace, Plan, make_batch, plan_pass
 from gemmafile.engine.prefixes import Node, Prefixes, common_length
-from gemmafile.engine.runs import Pooling, Run, Slot
-from gemmafile.engine.samplers import Samplers, TokenTable
-from gemmafile.errors import BadFile, BadSettings, ContextOverflow, GemmafileError
+from gemmafile.engine.runs import Pooling, Run
+from gemmafile.engine.samplers import Samplers, TokenTable, has_grammar
+from gemmafile.engine.slots import Slot, SlotActions
+from gemmafile.errors import BadSettings, ContextOverflow, GemmafileError
 from gemmafile.model.batch import PAGE
 
 WORTH_WAITING = 32
@@ -46,7 +49,8 @@ WORTH_WAITING = 32
 IDLE_BYTES = 512 << 20
 """Pages kept for conversations that may go on, unless said otherwise; but those of one whole context at least."""
 
-COUNTERS = "prompt_tokens cached_tokens predicted_tokens passes rows jobs preemptions refused".split()
+COUNTERS = "prompt_tokens cached_tokens predicted_tokens passes rows busy_slots jobs preemptions refused".split()
+"""`totals` since the start. `busy_slots`  jobs of each pass, added up · `rows` too, of which a prompt has many"""
 
 
 class Scheduler:
@@ -79,11 +83,9 @@ class Scheduler:
         self._n_submitted = 0
         self._job_s = 1.0  # what a job took lately, for Retry-After
         self._turn = 0
-        self.totals = dict.fromkeys(
-            ("prompt_tokens", "cached_tokens", "predicted_tokens", "passes", "rows", "jobs", "preemptions", "refused"),
-            0,
-        )
+        self.totals = dict.fromkeys(COUNTERS, 0)
         self.prompt_s = self.predict_s = 0.0
+        self._slot_actions = SlotActions(self.slots, self.prefixes, self.archive, self._tell)
 
     # --- messages -----------------------------------------------------------------------------------------------
 
@@ -96,12 +98,8 @@ class Scheduler:
         """Queue a job. What cannot be done is told by the next `step`, as `Failed`."""
         try:
             run = self._make_run(job)
-        except ContextOverflow as error:
-            self._events.append(
-                Failed(job.id, 400, "exceed_context_size_error", str(error), None, error.n_prompt, error.n_context)
-            )
         except GemmafileError as error:
-            self._refuse(job.id, error)
+            self._events.append(failed(job.id, error))
         else:
             if len(self._waiting) - self._n_free_slots >= self.queue_limit:
                 self.totals["refused"] += 1
@@ -134,13 +132,20 @@ class Scheduler:
         if len(job.token_ids) > self.engine.n_context:
             raise ContextOverflow(len(job.token_ids), self.engine.n_context)
         self.engine.check_ids(job.token_ids)
-        pooling = sampler = None
+        pooling = sampler = making = None
         if job.pooling is not None:
             pooling = Pooling(job.pooling, self.engine.config.embedding_dim)
+        elif has_grammar(job.sampling):
+            making = self._samplers.begin(job.sampling, job.token_ids)
         else:
             sampler = self._samplers.make(job.sampling, job.token_ids)
         self._n_submitted += 1
-        return Run(job, self._n_submitted, list(job.token_ids), sampler, time.perf_counter(), pooling=pooling)
+        now_s = time.perf_counter()
+        return Run(job, self._n_submitted, list(job.token_ids), sampler, now_s, pooling=pooling, making=making)
+
+    def _tell(self, event: Event) -> None:
+        """Have the next `step` give it."""
+        self._events.append(event)
 
     def _retry_after_s(self) -> float:
         turns = (len(self._waiting) + len(self._running)) / len(self.slots)
@@ -151,23 +156,40 @@ class Scheduler:
     def step(self) -> list[Event]:
         """One pass, if there is anything to compute; what has happened since the last."""
         self.archive.poll()
+        self._take_samplers()
         self._end_late()
         self._admit()
         plan = self._extend(plan_pass(self._running, self._pace, self._turn))
         if not plan.rows:
-            self.archive.poll(wait_s=0.01)
+            self._wait()
         else:
             self._turn += 1
             start_s = time.perf_counter()
             rows = self._compute(plan)
             self._pace.note(plan, time.perf_counter() - start_s)
+            n_read = plan.n_prompt_rows
             if plan.is_embedding:
                 self._take_hidden(plan, rows)
             else:
                 self._take_logits(plan, rows)
-            self._count(plan, time.perf_counter() - start_s)
+            self._count(plan, n_read, time.perf_counter() - start_s)
         events, self._events = self._events, []
         return events
+
+    def _wait(self) -> None:
+        """For files and grammars, a moment: there is nothing to compute."""
+        self.archive.poll(wait_s=0.01)
+        wait([run.making for run in self._waiting if run.making is not None], timeout=0.01)
+
+    def _take_samplers(self) -> None:
+        """Those whose grammars have been compiled."""
+        for run in list(self._waiting):
+            if run.making is not None and run.making.done():
+                try:
+                    run.sampler = run.making.result()
+                except GemmafileError as error:
+                    self._fail(run, error)
+                run.making = None
 
     def _end_late(self) -> None:
         now_s = time.perf_counter()
@@ -185,9 +207,9 @@ class Scheduler:
                     run.lease.sequence.extend(run.tokens[first : first + n])
                 except OutOfPages:
                     youngest = self._running[-1]
-                    if youngest is run and len(self._running) == 1:
+                    if youngest is run and len(self._running) == 1 and self.archive.is_idle:
                         self._end(run, "context full")
-                    else:
+                    else:  # others give theirs back, or a file that is being read or written does
                         self._requeue(youngest)
                 else:
                     given.append((run, n))
@@ -235,6 +257,7 @@ class Scheduler:
         run.chosen_s = run.chosen_s or time.perf_counter()
         run.n_chosen += 1
         run.tokens.append(choice.token_id)
+        self.totals["predicted_tokens"] += 1
         shown = (choice.logprob, choice.top) if has_probs else (None, None)
         self._events.append(Token(run.job.id, choice.token_id, *shown))
         if choice.token_id in self._eog_ids:
@@ -251,8 +274,9 @@ class Scheduler:
     def _score(self, run: Run, n: int, logits: np.ndarray) -> None:
         """Say how likely the tokens behind these rows were."""
         first = run.n_computed - n
-        items: list[tuple[int, float | None, Any]] = [(run.tokens[0], None, None)] if first == 0 else []
-        begin = first + 1 - len(items)
+        is_begun = run.n_scored > 0  # it may be read a second time, after its pages were taken away
+        items: list[tuple[int, float | None, Any]] = [] if is_begun else [(run.tokens[0], None, None)]
+        begin = run.n_scored + 1 if is_begun else 0
         for i, row in enumerate(logits):
             place = first + 1 + i
             if run.n_scored < place < run.n_prompt:
@@ -274,16 +298,15 @@ class Scheduler:
                 self._events.append(Embedding(run.job.id, run.pooling.values()))
                 self._end(run, "stop")
 
-    def _count(self, plan: Plan, pass_s: float) -> None:
-        n_read = sum(n for _, n in plan.rows if n > 1)
-        n_written = sum(n == 1 for _, n in plan.rows)
+    def _count(self, plan: Plan, n_read: int, pass_s: float) -> None:
+        n_rows = sum(n for _, n in plan.rows)
         totals = self.totals
         totals["passes"] += 1
-        totals["rows"] += n_read + n_written
+        totals["rows"] += n_rows
+        totals["busy_slots"] += len(plan.rows)
         totals["prompt_tokens"] += n_read
-        totals["predicted_tokens"] += n_written
-        self.prompt_s += pass_s * n_read / (n_read + n_written)
-        self.predict_s += pass_s * n_written / (n_read + n_written)
+        self.prompt_s += pass_s * n_read / n_rows
+        self.predict_s += pass_s * (n_rows - n_read) / n_rows
 
     # --- coming and going ---------------------------------------------------------------------------------------
 
@@ -297,7 +320,7 @@ class Scheduler:
             if not self._n_free_slots:
                 return
             is_asked_slot_busy = run.job.slot >= 0 and self.slots[run.job.slot].run is not None
-            if is_asked_slot_busy or not run.is_fetched or run.is_following:
+            if is_asked_slot_busy or run.is_held_up:
                 continue
             most = self._most_cached(run)
             found = self.prefixes.match(run.tokens, most)
@@ -385,56 +408,19 @@ class Scheduler:
         self._forget(run)
 
     def _fail(self, run: Run, error: GemmafileError) -> None:
-        self._refuse(run.job.id, error)
+        self._events.append(failed(run.job.id, error))
         self._forget(run)
 
     def _forget(self, run: Run) -> None:
         del self._runs[run.job.id]
+        if run.making is not None:
+            run.making.cancel()
         if run.lease is not None:
             self._job_s += 0.1 * (time.perf_counter() - run.started_s - self._job_s)
             self._leave(run)
         else:
             self._waiting.remove(run)
         self.totals["jobs"] += 1
-
-    # --- slots --------------------------------------------------------------------------------------------------
-
-    def change_slot(self, number: int, action: str, slot_id: int, path: Path | None = None) -> None:
-        """Save a slot's tokens with their keys and values to a file, restore them from one, or erase them. What
-        becomes of it comes as `SlotDone` or `Failed`, under this number."""
-        if not 0 <= slot_id < len(self.slots) or action not in ("save", "restore", "erase"):
-            self._refuse(number, BadSettings(f"there is no slot {slot_id}, or nothing called {action!r} to do with it"))
-            return
-        slot = self.slots[slot_id]
-
-        def done(n_tokens: int, n_bytes: int, ms: float, error: GemmafileError | None) -> None:
-            if error is not None:
-                self._refuse(number, error)
-            else:
-                self._events.append(SlotDone(number, slot_id, action, n_tokens, n_bytes, ms))
-
-        def restored(token_ids: list[int], n_bytes: int, ms: float, error: GemmafileError | None) -> None:
-            if slot.run is None and error is None:
-                slot.hold(token_ids)
-            done(len(token_ids), n_bytes, ms, error)
-
-        if action == "erase":
-            n_erased = 0 if slot.run is not None else self.prefixes.forget(slot.token_ids)
-            slot.hold([])
-            done(n_erased, 0, 0.0, None)
-            return
-        assert path is not None
-        if action == "restore":
-            self.archive.restore(path, restored)
-        else:
-            run = slot.run
-            is_kept = run is None or run.is_sharing
-            computed = run.tokens[: run.n_computed] if run is not None else slot.token_ids
-            self.archive.save(path, computed if is_kept else [], done)
-
-    def _refuse(self, number: int, error: GemmafileError) -> None:
-        status = 400 if isinstance(error, BadFile) else error.http_status
-        self._events.append(Failed(number, status, KINDS.get(status, "server_error"), str(error)))
 
     # --- what is to be seen -------------------------------------------------------------------------------------
 
@@ -457,6 +443,11 @@ class Scheduler:
             "kv_tokens": (n_used - prefixes.n_idle) * PAGE,
             "kv_use": (n_used - prefixes.n_idle) / pages.n_pages,
         }
+
+    def change_slot(self, number: int, action: str, slot_id: int, path: Path | None = None) -> None:
+        """Save a slot's tokens with their keys and values to a file, restore them from one, or erase them. What
+        becomes of it comes as `SlotDone` or `Failed`, under this number."""
+        self._slot_actions.change(number, action, slot_id, path)
 
     def slot_views(self) -> list[dict[str, Any]]:
         """The slots as llama.cpp's /slots shows them, texts left out."""

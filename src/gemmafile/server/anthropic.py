@@ -37,11 +37,11 @@ def routes(door: Door) -> list[BaseRoute]:
         fields = Fields(await read_json(request, door.limits))
         if "max_tokens" not in fields:
             raise bad_request("max_tokens: Field required", "max_tokens")
-        turn = read_turn(fields, door)
+        turn, is_stream = read_turn(fields, door), fields.flag("stream")
         shape = Shape(fields.text("model") or door.model_name)
         prepared = await prepare(door, turn)
         events = await until_disconnect(request.receive, begin(merge([take(door, prepared)])))
-        if fields.flag("stream"):
+        if is_stream:
             chunks = shape.stream(events, prepared.n_prompt)
             return stream_until_disconnect(request, chunks, show_error=show_stream_error)
         return Json(await until_disconnect(request.receive, shape.whole(events)))

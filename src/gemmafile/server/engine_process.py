@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
-from gemmafile.engine.jobs import KINDS, Failed, Job
+from gemmafile.engine.jobs import Job, failed
 from gemmafile.errors import BadSettings, GemmafileError
 from gemmafile.server.frames import LENGTH, encode, pack_event
 
@@ -203,8 +203,7 @@ class Worker:
         self.scheduler.change_slot(frame["id"], frame["action"], frame["slot"], path)
 
     def _refuse(self, number: int, error: GemmafileError) -> None:
-        kind = KINDS.get(error.http_status, "server_error")
-        self.pipes.send({"ev": "events", "items": [pack_event(Failed(number, error.http_status, kind, str(error)))]})
+        self.pipes.send({"ev": "events", "items": [pack_event(failed(number, error))]})
 
     def _tell_stats(self) -> None:
         """What /metrics shows, if it has changed."""

@@ -31,7 +31,10 @@ KINDS = {
 
 CONTEXT_KIND = "exceed_context_size_error"
 
-_ANTHROPIC_KINDS = {413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error", 500: "api_error"}
+_ANTHROPIC_KINDS = {
+    400: "invalid_request_error", 413: "request_too_large", 429: "rate_limit_error", 500: "api_error", 501: "api_error",
+    503: "overloaded_error",
+}  # fmt: skip
 
 
 class ApiError(GemmafileError):

@@ -12,9 +12,10 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
+from urllib.parse import urlencode
 
 import uvicorn
 
@@ -97,7 +98,7 @@ def split_address(text: str) -> tuple[str, int | None]:
     host, colon, port = text.rpartition(":") if not text.endswith("]") else (text, "", "")
     if not colon or (host.count(":") and not host.startswith("[")):
         return text or "127.0.0.1", None
-    if not port.isdigit():
+    if not (port.isascii() and port.isdigit()):
         raise BadSettings(f"--listen {text!r}: expected HOST:PORT")
     return host or "127.0.0.1", int(port)
 
@@ -145,6 +146,11 @@ def url_of(listener: socket.socket, settings: ServeSettings) -> str:
         host = f"[{host}]"
     scheme = "https" if settings.ssl_cert_file else "http"
     return f"{scheme}://{host}:{port}{settings.prefix.rstrip('/')}/"
+
+
+def url_with_key(url: str, keys: Sequence[str]) -> str:
+    """The address that lets a browser in: with the first of the keys, where there are any."""
+    return f"{url}?{urlencode({'key': keys[0]})}" if keys else url
 
 
 # --- running ---------------------------------------------------------------------------------------------------------
@@ -280,7 +286,7 @@ def run_server(
                 say(f"others can reach this server: every request needs the API key {made}")
                 say(f"in a browser: {url}?key={made}")
             if settings.browser and settings.webui and has_browser():
-                open_browser(f"{url}?key={keys[0] if keys else made}" if settings.api_keys else url)
+                open_browser(url_with_key(url, settings.api_keys))
 
         async def tell_ready() -> None:
             await door.client.ready.wait()

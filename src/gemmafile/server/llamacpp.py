@@ -28,8 +28,10 @@ from gemmafile.server.native_completion import completion, generation_settings, 
 from gemmafile.server.streaming import until_disconnect
 
 MOST_INPUTS = 2048
-_NEW_NAME = re.compile(r"[^\x00-\x1f\x7f/\\:*?\"<>|]{1,200}")
+_NEW_NAME = re.compile(r"[^\x00-\x1f\x7f/\\:*?\"<>|]+")
 """What a saved slot may be called, as in llama.cpp: a name, not a path."""
+MOST_NAME_BYTES = 200
+"""Of a saved slot's name: file systems end at 255, and what is being written has more around it."""
 
 
 def routes(door: Door) -> list[BaseRoute]:
@@ -137,7 +139,7 @@ class Native:
         return Json([])
 
     async def not_here(self, request: Request) -> Response:
-        raise ApiError(501, _NOT_HERE[request.url.path.removeprefix(self.door.settings.prefix.rstrip("/"))])
+        raise ApiError(501, _NOT_HERE[request.scope["path"]])
 
     # --- text and tokens ---------------------------------------------------------------------------------------
 
@@ -223,14 +225,15 @@ class Native:
             raise bad_request("action has to be save, restore or erase", "action")
         text = request.path_params["slot"]
         info = self.door.client.require_ready()
-        if not text.isascii() or not text.isdigit() or int(text) >= info.n_slots:
+        if re.fullmatch("[0-9]{1,9}", text) is None or int(text) >= info.n_slots:
             raise bad_request(f"there is no slot {text[:20]!r}: they go from 0 to {info.n_slots - 1}", "id_slot")
         filename = None
         if action != "erase":
             if self.door.settings.slot_save_path is None:
                 raise ApiError(501, "This server does not support slots action. Start it with `--slot-save-path`")
             filename = Fields(await read_json(request, self.door.limits)).required_text("filename")
-            if not _NEW_NAME.fullmatch(filename) or filename.strip(". ") != filename:
+            is_long = len(filename.encode()) > MOST_NAME_BYTES
+            if is_long or not _NEW_NAME.fullmatch(filename) or filename.strip(". ") != filename:
                 raise bad_request("Invalid filename", "filename")
         stream = self.door.client.slot_action(int(text), action, filename)
         try:

@@ -66,6 +66,7 @@ class Metrics:
         """All of it. `stats`  what the engine last said of itself: numbers become gauges under their names."""
         n_running, n_waiting = int(stats.get("running", n_jobs)), int(stats.get("waiting", 0))
         seen = self.n_prompt + self.n_cached
+        busy = _rate(stats.get("busy_slots", 0), stats.get("passes", 0))
         rows: list[tuple[str, str, str, float]] = [
             ("llamacpp:prompt_tokens_total", "counter", "Prompt tokens computed", self.n_prompt),
             ("llamacpp:prompt_seconds_total", "counter", "Seconds of that", self.prompt_s),
@@ -73,7 +74,7 @@ class Metrics:
             ("llamacpp:tokens_predicted_seconds_total", "counter", "Seconds of that", self.predicted_s),
             ("llamacpp:n_decode_total", "counter", "Passes of the engine", float(stats.get("passes", 0))),
             ("llamacpp:n_tokens_max", "counter", "Longest prompt and answer", self.n_longest),
-            ("llamacpp:n_busy_slots_per_decode", "counter", "Answers a pass", float(stats.get("batch_mean", 0))),
+            ("llamacpp:n_busy_slots_per_decode", "counter", "Answers a pass", busy),
             ("llamacpp:prompt_tokens_seconds", "gauge", "Computed a second", _rate(self.n_prompt, self.prompt_s)),
             (
                 "llamacpp:predicted_tokens_seconds",

@@ -144,9 +144,9 @@ async def _answer(request: Request, door: Door, fields: Fields, prepared: Prepar
     if n_top is not None:
         sampling = dataclasses.replace(prepared.ask.sampling, n_probs=max(1, n_top))
         prepared = dataclasses.replace(prepared, ask=dataclasses.replace(prepared.ask, sampling=sampling))
-    shape = Shape(door, fields, n_top, line)
+    shape, is_stream = Shape(door, fields, n_top, line), fields.flag("stream", True)
     events = await until_disconnect(request.receive, begin(merge([take(door, prepared)])))
-    if fields.flag("stream", True):
+    if is_stream:
         return stream_until_disconnect(request, shape.stream(events), NDJSON, show_stream_error)
     return Json(await until_disconnect(request.receive, shape.whole(events)))
 

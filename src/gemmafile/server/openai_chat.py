@@ -57,12 +57,12 @@ def routes(door: Door) -> list[BaseRoute]:
 
 async def answer_chat(door: Door, request: Request, fields: Fields) -> Response:
     turn, n_top = read_chat(fields, door)
-    n = fields.whole("n", 1, 1, MOST_CHOICES)
+    n, is_stream = fields.whole("n", 1, 1, MOST_CHOICES), fields.flag("stream")
     prepared = await prepare(door, turn)
     shape = Shape(door, fields, n_top, prepared.n_prompt)
     choices = [with_seed(prepared, number) for number in range(n)]
     events = await until_disconnect(request.receive, begin(merge([take(door, choice) for choice in choices])))
-    if fields.flag("stream"):
+    if is_stream:
         return stream_until_disconnect(request, shape.stream(events, n), show_error=show_stream_error)
     return Json(await until_disconnect(request.receive, shape.whole(events, n)))
 

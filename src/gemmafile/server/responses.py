@@ -43,10 +43,10 @@ def routes(door: Door) -> list[BaseRoute]:
     async def respond(request: Request) -> Response:
         fields = Fields(await read_json(request, door.limits))
         turn, n_top = read_turn(fields, door)
-        writer = Writer(door, fields, turn, n_top)
+        writer, is_stream = Writer(door, fields, turn, n_top), fields.flag("stream")
         prepared = await prepare(door, turn)
         events = await until_disconnect(request.receive, begin(merge([take(door, prepared)])))
-        if fields.flag("stream"):
+        if is_stream:
             return stream_until_disconnect(request, writer.stream(events), show_error=writer.show_error)
         return Json(await until_disconnect(request.receive, writer.whole(events)))
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +29,8 @@ RANDOM_SEED = 2**32 - 1
 """llama.cpp's way to say -1."""
 MOST_PROBS = 1000
 MOST_GRAMMAR_CHARS = 1_000_000
+_ID = re.compile("-?[0-9]{1,18}")
+"""A key of logit_bias that is a token id; every other is a text."""
 
 
 def read_sampling(fields: Fields, door: Door, **values: Any) -> SamplingSettings:
@@ -102,7 +105,7 @@ def read_logit_bias(fields: Fields, tokenizer: Tokenizer) -> dict[int, float]:
     """
     value = fields.raw("logit_bias", {})
     if isinstance(value, dict):
-        pairs: list[Any] = [[int(key) if key.lstrip("-").isdigit() else key, bias] for key, bias in value.items()]
+        pairs: list[Any] = [[int(key) if _ID.fullmatch(key) else key, bias] for key, bias in value.items()]
     elif isinstance(value, list):
         pairs = value
     else:

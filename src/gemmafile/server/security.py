@@ -90,7 +90,8 @@ class Guard:
         """A response that ends it here; None: go on."""
         try:
             if self.prefix and scope["path"] == self.prefix and scope["method"] == "GET":
-                return RedirectResponse(quote(self.prefix) + "/", 308)  # what the page asks for is below it
+                query = scope["query_string"].decode("latin-1")  # it may hold the key
+                return RedirectResponse(f"{quote(self.prefix)}/" + (f"?{query}" if query else ""), 308)
             self._strip_prefix(scope)
             self._check_host(headers)
             self._check_origin(headers, foreign)

@@ -147,7 +147,7 @@ class Page:
         """The file is the body; `?name=` or the header X-File-Name says what it is called."""
         limits = self.door.limits
         raw = await read_body(request, replace(limits, max_bytes=documents.MAX_BYTES))
-        name = unquote(request.query_params.get("name") or request.headers.get("x-file-name") or "file")[:200]
+        name = (request.query_params.get("name") or unquote(request.headers.get("x-file-name", "")) or "file")[:200]
         data = await asyncio.to_thread(lambda: base64.b64encode(raw).decode())
         found = await self.reader.call("extract", EXTRACT_SECONDS, name=name, data=data)
         text = found["text"]
