@@ -43,7 +43,7 @@ def test_joining_over_a_part_is_refused(tmp_path: Path, capsys: pytest.CaptureFi
     first, second = sorted(tmp_path.glob("part-*"))[:2]
     before = second.read_bytes()
     assert main(["join", str(first), str(second)]) == 1
-    assert "is one of the parts" in capsys.readouterr().err
+    assert "one of its parts" in capsys.readouterr().err
     assert second.read_bytes() == before
 
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from gemmafile.errors import BadFile
-from gemmafile.files.bundle import find_bundle
+from gemmafile.files.bundle import choose_weights, find_bundle
 from gemmafile.files.gguf import ModelFile
-from gemmafile.files.open import open_model
+from gemmafile.files.open import open_model, title_of
 from tests.tiny import write_small
 
 
@@ -75,6 +75,36 @@ def test_args_of_a_llamafile_are_read(tmp_path: Path, model: Path) -> None:
     assert bundle.default_args() == ["-m", "model.gguf", "--temp", "0", "..."]
 
 
+def test_an_argument_may_hold_what_other_systems_end_lines_with(tmp_path: Path, model: Path) -> None:
+    args = "-r\r\n \n\n-p\na\u2028b\x0cc\x85d\r\n...\n"
+    bundle = find_bundle(write_archive(tmp_path / "a.llamafile", model, args=args))
+    assert bundle is not None
+    assert bundle.default_args() == ["-r", " ", "-p", "a\u2028b\x0cc\x85d", "..."]
+
+
+@pytest.mark.parametrize("name", ["out-of-africa.gguf", "state-of-the-art-Q6_K.gguf", "a-00002-of-9.gguf"])
+def test_a_name_with_of_in_it_is_no_part(name: str, tmp_path: Path, model: Path) -> None:
+    bundle = find_bundle(write_archive(tmp_path / "a.zip", model, name=name))
+    assert bundle is not None
+    assert choose_weights(bundle).name == name
+
+
+@pytest.mark.parametrize(
+    ("words", "title"),
+    [("a/b.gguf", "b"), ("B.GGUF", "B"), ("m-00001-of-00002.gguf", "m"), ("ollama:gemma2:2b", "gemma2-2b"),
+     ("ollama:hf.co/me/it-GGUF:Q6_K", "it-GGUF-Q6_K"), ("x.llamafile", "x"), ("gemma-2.5-it", "gemma-2.5-it")],
+)  # fmt: skip
+def test_what_a_file_made_of_a_model_is_called(words: str, title: str) -> None:
+    assert title_of(words) == title
+
+
+def test_of_a_folder_that_has_no_name_it_is_the_one_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gemma").mkdir()
+    monkeypatch.chdir(tmp_path / "gemma")
+    assert title_of(".") == "gemma"
+    assert title_of("..") == tmp_path.name
+
+
 def test_what_cannot_be_opened_says_why(tmp_path: Path, model: Path) -> None:
     packed = write_archive(tmp_path / "packed.zip", model, method=zipfile.ZIP_DEFLATED)
     with pytest.raises(BadFile, match="is compressed"):
@@ -130,6 +160,7 @@ def test_models_of_ollama(tmp_path: Path, model: Path, monkeypatch: pytest.Monke
     manifest.write_text(json.dumps({"layers": [{"mediaType": "x", "digest": "sha256:0"}, layer]}))
     monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path))
     assert same_model(open_model("ollama:gemma2:2b"), open_model(model))
+    assert same_model(open_model("ollama:a.host/library/gemma2:2b"), open_model(model))
     with pytest.raises(BadFile, match=r"no such model here \(did you mean gemma2:2b\?\)"):
         open_model("ollama:gemma2")
     layer["digest"] = "sha256:../../etc/passwd"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -216,6 +217,18 @@ def test_a_model_may_be_rewritten_while_it_is_mapped(tmp_path: Path):
         copy_model(model, path, 64, 3)
         assert model.data("a").tobytes() == bytes(range(16))
     assert open_model(path).data("a").tobytes() == bytes(range(16))
+
+
+def test_a_link_stays_one_and_a_pipe_stays_one(tmp_path: Path):
+    """As root, a model written to /dev/null would else take its place."""
+    (tmp_path / "link").symlink_to(tmp_path / "far")
+    write_gguf(tmp_path / "link", {"n": 1}, [])
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "far").is_file()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(BadFile, match="is no ordinary file"):
+        write_gguf(tmp_path / "pipe", {}, [])
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_a_place_that_cannot_be_written_to(tmp_path: Path):

@@ -219,6 +219,25 @@ def test_gemma_keeps_its_terms_whatever_the_file_is_called(
     assert main(["edit", str(path), "--quiet", "--notice", "another"]) == 0
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--", "--in-prefix", ""], "an empty argument cannot be packed"),
+        (["--", "-p", "a\rb"], "an argument with a newline cannot be packed"),
+        (["--", "-p", "\udcff"], "an argument is not UTF-8 text"),
+        (["--system-prompt", "\udcff"], "--system-prompt is not UTF-8 text"),
+        (["--notice", "\udcff"], "--notice is not UTF-8 text"),
+    ],
+)
+def test_words_that_a_file_could_not_give_back_are_refused(
+    words: list[str], message: str, packed: Packed, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "m.llamafile"
+    assert main(["pack", str(packed.model), "-o", str(path), "--no-runtime", "--cpu", "none", *words]) == 2
+    assert message in capfd.readouterr().err
+    assert not path.exists()
+
+
 def test_what_is_no_ordinary_file_is_not_replaced(
     packed: Packed, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -86,6 +86,11 @@ def test_what_another_program_added_is_no_edit_cut_short(packed: Packed, copy: P
     assert copy.read_bytes() == before
 
 
+def test_threads_that_cannot_be_are_said(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(copy), "--threads", "-5"]) == 2
+    assert "--threads is -5" in capfd.readouterr().err
+
+
 def test_damage_in_weights_names_the_tensor(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
     manifest = read_manifest(copy).manifest
     entry = manifest.weights[0]

@@ -74,6 +74,7 @@ def test_a_plot_of_few_dots_is_whole(count: int) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [(["--types", ","], "names none"), (["--types", "Q4_K_Z"], "there is no type"), (["-c", "2"], "-c is 4 or more"),
+     (["-o", "plot.png"], "should end in .svg"), (["-o", "/no/such/folder/a.svg"], "is no folder"),
      (["--tmp", "/no/such/folder"], "cannot be written to"), (["--types", "none.gguf", "-c", "64"], "no such file")],
 )  # fmt: skip
 def test_what_cannot_be_is_said(

@@ -105,6 +105,12 @@ def test_copy_and_dry_run(model: Path, tmp_path: Path, capfd: pytest.CaptureFixt
         (["IN", "IN", "Q8_0"], "is the model itself"),
         (["IN", "OUT", "Q8_0", "-t", "-3"], "number of threads"),
         (["IN", "nowhere/out.gguf", "Q8_0"], "cannot be written"),
+        (["IN", "OUT", "--calibration", "IN", "--target-bpw", "nan"], "--target-bpw is nan"),
+        (["IN", "OUT", "--calibration", "IN", "--target-bpw", "inf"], "--target-bpw is inf"),
+        (["IN", "OUT", "--calibration", "IN", "--target-bpw", "1"], "are too few"),
+        (["IN", "OUT", "--calibration", "IN", "--target-size", "1K"], "are too few"),
+        (["IN", "IN", "--calibration", "IN", "--target-bpw", "5"], "is the model itself"),
+        (["IN", "nowhere/out.gguf", "--calibration", "IN", "--target-bpw", "5"], "cannot be written"),
     ],
 )
 def test_what_cannot_be_is_said_in_a_line(

@@ -35,7 +35,8 @@ def main(args: argparse.Namespace) -> int:
     import tempfile
 
     from gemmafile.cli.run import read_text
-    from gemmafile.files.atomic import replace_file
+    from gemmafile.files.atomic import check_writable, replace_file
+    from gemmafile.files.open import title_of
     from gemmafile.quantize.comparison import compare, table
     from gemmafile.quantize.importance import load_importance
     from gemmafile.quantize.plot import draw
@@ -49,7 +50,10 @@ def main(args: argparse.Namespace) -> int:
     text = read_text(args.file)
     importance = load_importance(args.imatrix) if args.imatrix else None
     settings = ContextSettings(context=args.ctx_size, threads=args.threads)
-    out = args.out or Path(Path(args.model).name).with_suffix(".svg")
+    out = args.out or Path(f"{title_of(args.model)}.svg")
+    check_writable(out)
+    if out.suffix.lower() != ".svg":
+        raise BadSettings(f"the plot is an SVG: {out} should end in .svg")
 
     def say(line: str) -> None:
         if not args.quiet:

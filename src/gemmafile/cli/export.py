@@ -23,7 +23,7 @@ def main(args: argparse.Namespace) -> int:
     from gemmafile.convert.modelfile import write_modelfile
     from gemmafile.convert.to_checkpoint import exported_bytes, write_checkpoint
     from gemmafile.files.atomic import replace_file
-    from gemmafile.files.open import open_model
+    from gemmafile.files.open import open_model, title_of
 
     with open_model(args.model) as file:
         if args.ollama:
@@ -34,7 +34,7 @@ def main(args: argparse.Namespace) -> int:
                 with replace_file(args.output) as out:
                     out.write(text.encode())
             return 0
-        folder = args.output or Path(args.model.name.removesuffix(".gguf") + "-hf")
+        folder = args.output or Path(title_of(args.model) + "-hf")
         total = exported_bytes(file, args.outtype)
         check_room(folder, total)
         with Progress(f"writing {folder.name}", total, bytes=True, rate=True, quiet=args.quiet) as progress:

@@ -7,6 +7,7 @@ llama.cpp's, GGUF or the older .dat; several can be put together with --in-file.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemmafile.cli.flags import HELP, MODEL, Given, add_environment, flags_of, help_text, make_settings, read_words
@@ -56,8 +57,10 @@ def main(words: list[str]) -> int:
     streams = Streams(quiet=settings.log_disable, verbose=settings.verbose)
     if settings.file is None and not settings.in_files:
         raise BadSettings("which text? give a file: gemmafile imatrix MODEL -f text.txt")
+    from gemmafile.files.atomic import check_writable
     from gemmafile.quantize.importance import load_importance, save_importance
 
+    check_writable(Path(settings.out))
     before = [load_importance(path) for path in settings.in_files]
     found = _read(given, settings, context, streams) if settings.file is not None else before.pop(0)
     for importance in before:

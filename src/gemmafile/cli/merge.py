@@ -24,7 +24,7 @@ def main(args: argparse.Namespace) -> int:
     """Raises BadFile, BadSettings."""
     from gemmafile.cli.convert import check_room, output_path
     from gemmafile.convert.adapter import merge_adapters
-    from gemmafile.files.open import open_model
+    from gemmafile.files.open import check_is_new, open_model
     from gemmafile.model.adapters import open_adapter, parse_adapters
     from gemmafile.model.config import read_config
 
@@ -33,8 +33,7 @@ def main(args: argparse.Namespace) -> int:
         raise BadSettings("which adapter? give --lora ADAPTER or --lora-scaled ADAPTER:SCALE")
     with open_model(args.model) as file:
         out = output_path(args.output, "merged.gguf")
-        if out.exists() and any(out.samefile(path) for path in file.paths):
-            raise BadSettings(f"{out} is the model itself: give another name with -o")
+        check_is_new(file, out)
         config = read_config(file)
         adapters = [(open_adapter(Path(path), config), scale) for path, scale in wanted]
         total = sum(tensor.n_bytes for tensor in file.tensors.values())

@@ -178,7 +178,9 @@ def make_say(quiet: bool) -> Callable[[str], None]:
 
 def default_name(model: str) -> Path:
     """gemma-2-27b-it-Q6_K.gguf -> gemma-2-27b-it.Q6_K.llamafile"""
-    stem = re.sub(r"-\d{5}-of-\d{5}$", "", Path(model).name.removesuffix(".gguf"))
+    from gemmafile.files.open import title_of
+
+    stem = title_of(Path(model).name)
     match = _FORMAT.fullmatch(stem)
     return Path(f"{match[1]}.{match[2]}.llamafile" if match else f"{stem}.llamafile")
 
@@ -221,10 +223,12 @@ def given_members(args: argparse.Namespace) -> dict[str, bytes]:
     if args.args_file is not None:
         files[ARGS] = read_text_file(args.args_file)
     elif trailing is not None:
-        if any("\n" in word for word in trailing):
+        if any("\n" in word or "\r" in word for word in trailing):
             raise BadSettings("an argument with a newline cannot be packed; --system-prompt takes such texts")
+        if "" in trailing:
+            raise BadSettings("an empty argument cannot be packed: leave it out, with the flag before it")
         words = trailing if "..." in trailing else [*trailing, "..."]
-        files[ARGS] = "".join(f"{word}\n" for word in words).encode()
+        files[ARGS] = as_utf8("an argument", "".join(f"{word}\n" for word in words))
     if args.card is not None:
         files[CARD] = read_text_file(args.card)
     if args.license is not None:
@@ -232,10 +236,18 @@ def given_members(args: argparse.Namespace) -> dict[str, bytes]:
     if args.notice is not None:
         path = Path(args.notice)
         is_file = len(args.notice) < 4096 and "\n" not in args.notice and path.is_file()
-        files[NOTICE] = read_text_file(path) if is_file else f"{args.notice}\n".encode()
+        files[NOTICE] = read_text_file(path) if is_file else as_utf8("--notice", f"{args.notice}\n")
     if args.system_prompt is not None:
-        files[SYSTEM] = args.system_prompt.encode()
+        files[SYSTEM] = as_utf8("--system-prompt", args.system_prompt)
     return files
+
+
+def as_utf8(what: str, text: str) -> bytes:
+    """Raises BadSettings for words that came in as other bytes."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise BadSettings(f"{what} is not UTF-8 text") from None
 
 
 def read_text_file(path: Path) -> bytes:

@@ -92,8 +92,10 @@ def find_own(words: list[str]) -> int | None:
 def run_words(path: str, index: dict[str, Any], words: list[str]) -> list[str]:
     """The words of a command for what the user typed: with the file's default arguments and its own weights."""
     raw = read_part(path, index, ".args")
-    lines = [line.removesuffix("\r") for line in raw.decode().splitlines() if line.strip()] if raw is not None else []
     from gemmafile.cli import defaults
+    from gemmafile.files.bundle import args_of
+
+    lines = args_of(raw) if raw is not None else []
 
     if {"-h", "--help"} & set(words):
         own = "".join(f"  {flag:<12} {text}\n" for flag, (_, text) in OWN.items() if text)

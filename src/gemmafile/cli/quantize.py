@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,7 +86,7 @@ def main(args: argparse.Namespace) -> int:
         else:
             formats = choose_formats(file, file_type, _wishes(args), has_importance=importance is not None)
             plan = Plan(file_type, formats, importance, args.allow_requantize)
-        out = out or _beside(file.path, plan.file_type.name)
+        out = out or _beside(given, plan.file_type.name)
         if args.dry_run:
             for name, fmt in plan.formats.items():
                 print(f"{name:<36} {file.tensors[name].format.name:>6} -> {fmt.name}")
@@ -109,12 +110,14 @@ def _say_sizes(out: Path, file: ModelFile, plan: Plan) -> None:
 def _quantise_to_size(args: argparse.Namespace) -> int:
     """--target-size and --target-bpw: measure, choose, write. Raises as `main`."""
     from gemmafile.cli.run import read_text
+    from gemmafile.files.atomic import check_writable
+    from gemmafile.files.open import check_is_new, open_model
     from gemmafile.kernels.quantizers.rows import prepare
     from gemmafile.model_api import Model
     from gemmafile.progress import Progress
     from gemmafile.quantize.importance import load_importance
     from gemmafile.quantize.sensitivity import CANDIDATES, PROBE, measure_sensitivities
-    from gemmafile.quantize.target import choose_mix
+    from gemmafile.quantize.target import check_target, choose_mix
     from gemmafile.quantize.write import Plan, quantise_file
     from gemmafile.settings import ContextSettings
 
@@ -127,7 +130,14 @@ def _quantise_to_size(args: argparse.Namespace) -> int:
         raise BadSettings("which text? --calibration FILE, on which it is measured how much each matrix matters")
     if args.calibration_tokens < 32:
         raise BadSettings(f"--calibration-tokens is {args.calibration_tokens}, expected 32 or more")
+    if args.target_bpw is not None and not 0 < args.target_bpw <= 32:
+        raise BadSettings(f"--target-bpw is {args.target_bpw}, expected bits a weight, such as 4.5")
     importance = load_importance(args.imatrix) if args.imatrix else None
+    with open_model(words[0]) as file:  # what cannot be is said before the measuring
+        out = Path(words[1]) if len(words) == 2 else _beside(words[0], "mix")
+        check_is_new(file, out)
+        check_writable(out)
+        check_target(file, _tensor_bytes(args, file), allow_requantize=args.allow_requantize)
     prepare([PROBE, *CANDIDATES], importance is not None)
     settings = ContextSettings(context=args.calibration_tokens, threads=args.threads or None)
     with Model(words[0], settings, say=lambda line: None) as model:
@@ -148,7 +158,6 @@ def _quantise_to_size(args: argparse.Namespace) -> int:
             )
         mix = choose_mix(file, found, n_bytes)
         plan = Plan(mix.file_type(), mix.formats, importance, args.allow_requantize, mix.metadata(args.calibration))
-        out = Path(words[1]) if len(words) == 2 else _beside(file.path, "mix")
         if not args.quiet:
             print("\n".join(mix.table()))
         if not args.dry_run:
@@ -191,10 +200,14 @@ def _is_type(word: str) -> bool:
     return word.upper() in (*FILE_TYPES, *ALIASES, "COPY")
 
 
-def _beside(path: Path, type_name: str) -> Path:
-    """model.gguf -> model.Q4_K_M.gguf, in its folder."""
-    stem = path.name.removesuffix(".gguf")
-    return path.with_name(f"{stem}.{type_name}.gguf")
+def _beside(model: str, type_name: str) -> Path:
+    """model.gguf -> model.Q4_K_M.gguf, in its folder; of a model in ollama's store, here."""
+    from gemmafile.files.ollama import PREFIX
+    from gemmafile.files.open import split_member, title_of
+
+    file = split_member(Path(model))[0]
+    file = Path(os.path.abspath(file)) if file.name in ("", "..") else file
+    return (Path() if model.startswith(PREFIX) else file.parent) / f"{title_of(model)}.{type_name}.gguf"
 
 
 def _wishes(args: argparse.Namespace) -> Wishes:

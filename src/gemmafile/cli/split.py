@@ -24,14 +24,14 @@ def main(args: argparse.Namespace) -> int:
     """Raises BadFile, BadSettings."""
     from gemmafile.cli.convert import check_room
     from gemmafile.convert.parts import parse_size, plan_parts, split_model
-    from gemmafile.files.open import open_model
+    from gemmafile.files.open import open_model, title_of
 
     size = parse_size("--split-max-size", args.split_max_size) if args.split_max_size else None
     if size is not None and args.split_max_tensors is not None:
         raise BadSettings("--split-max-size and --split-max-tensors were both given: which one?")
     if args.split_max_tensors is not None and args.split_max_tensors < 1:
         raise BadSettings(f"--split-max-tensors is {args.split_max_tensors}, expected 1 or more")
-    prefix = args.prefix or Path(args.model.name.removesuffix(".gguf"))
+    prefix = args.prefix or Path(title_of(args.model))
     with open_model(args.model) as file:
         parts = plan_parts(
             list(file.tensors.values()),

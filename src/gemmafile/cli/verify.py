@@ -26,6 +26,8 @@ def main(args: argparse.Namespace) -> int:
     """0: whole; 1: damaged, or not signed as asked. Raises BadFile for a file without a manifest."""
     from gemmafile.pack.verify import find_damage, read_manifest
 
+    if args.threads < 0:
+        raise BadSettings(f"--threads is {args.threads}, expected 1 or more, or 0 for all cores")
     if not args.file.is_file():
         raise BadFile(args.file, "there is no such file")
     wanted = read_key(args.key) if args.key is not None else None

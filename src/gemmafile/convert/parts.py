@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from gemmafile.errors import BadFile, BadSettings
+from gemmafile.errors import BadSettings
 from gemmafile.files.formats import Format
 from gemmafile.files.gguf import ModelFile
 from gemmafile.files.gguf_writer import Tensor, write_gguf
 from gemmafile.files.header import DEFAULT_ALIGNMENT
 from gemmafile.files.metadata import Typed
+from gemmafile.files.open import check_is_new
 from gemmafile.files.tensors import TensorInfo
 
 SPLIT_KEYS: Final = ("split.no", "split.tensors.count", "split.count")
@@ -59,21 +60,21 @@ def split_model(
     file: ModelFile, prefix: Path, parts: list[list[TensorInfo]], on_bytes: Callable[[int], None] = lambda n: None
 ) -> list[Path]:
     """Write the parts; returns their paths. Raises BadFile."""
-    n_tensors, paths = len(file.tensors), []
+    n_tensors = len(file.tensors)
+    paths = [prefix.with_name(f"{prefix.name}-{i + 1:05d}-of-{len(parts):05d}.gguf") for i in range(len(parts))]
+    for path in paths:
+        check_is_new(file, path)
     for i, part in enumerate(parts):
         keys = keys_of(file) if i == 0 else {}
         numbers = Typed(i, "uint16"), Typed(n_tensors, "int32"), Typed(len(parts), "uint16")
         keys |= dict(zip(SPLIT_KEYS, numbers, strict=True))
-        path = prefix.with_name(f"{prefix.name}-{i + 1:05d}-of-{len(parts):05d}.gguf")
-        write_gguf(path, keys, [copied(file, tensor, on_bytes) for tensor in part])
-        paths.append(path)
+        write_gguf(paths[i], keys, [copied(file, tensor, on_bytes) for tensor in part])
     return paths
 
 
 def join_model(file: ModelFile, out: Path, on_bytes: Callable[[int], None] = lambda n: None) -> None:
     """Write all parts of an open model as one file. Raises BadFile."""
-    if out.exists() and any(out.samefile(path) for path in file.paths):
-        raise BadFile(out, "is one of the parts: give another name")
+    check_is_new(file, out)
     write_gguf(out, keys_of(file), [copied(file, tensor, on_bytes) for tensor in file.tensors.values()])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,16 +14,39 @@ from gemmafile.errors import BadFile
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the name `path` when all went well, and goes when not. Raises BadFile."""
-    part = path.with_name(f".{uuid.uuid4().hex}.part")
+    """A file that takes the name `path` when all went well, and goes when not. Raises BadFile.
+
+    Where `path` is a link, what it points to is replaced. A device is not: it would become an ordinary file.
+    """
     try:
+        real = Path(os.path.realpath(path))
+        check_ordinary(path)
+        part = real.with_name(f".{uuid.uuid4().hex}.part")
         with part.open("xb") as file:
             try:
                 yield file
                 file.close()
-                part.replace(path)
+                part.replace(real)
             except BaseException:
                 part.unlink()
                 raise
     except OSError as error:
         raise BadFile(path, f"cannot be written: {error.strerror or error}") from error
+
+
+def check_ordinary(path: Path) -> None:
+    """Raises BadFile for what is there and could not be replaced by a file: a folder, a device, a pipe."""
+    if path.is_dir():
+        raise BadFile(path, "cannot be written: Is a directory")
+    if path.exists() and not path.is_file():
+        raise BadFile(path, "is there already, and is no ordinary file")
+
+
+def check_writable(path: Path) -> None:
+    """Raises BadFile where `replace_file` would fail: said before long work, not behind it."""
+    folder = Path(os.path.realpath(path)).parent
+    if not folder.is_dir():
+        raise BadFile(path, f"cannot be written: {folder} is no folder")
+    if not os.access(folder, os.W_OK):
+        raise BadFile(path, f"cannot be written: {folder} may not be written to")
+    check_ordinary(path)

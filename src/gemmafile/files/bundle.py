@@ -11,6 +11,7 @@ read into memory. `files/archive.py` reads the ZIP itself.
 from __future__ import annotations
 
 import mmap
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from gemmafile.files.gguf import ModelFile, open_gguf
 ARGS = ".args"
 MAX_ARGS_BYTES = 1 << 20
 MAPPED_ALIGNMENT = 8
+_LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,15 @@ class Bundle:
         if raw is None:
             return None
         try:
-            return [line.removesuffix("\r") for line in raw.decode().splitlines() if line.strip()]
+            return args_of(raw)
         except UnicodeDecodeError:
             raise BadFile(self.path, ".args is not UTF-8 text") from None
+
+
+def args_of(raw: bytes) -> list[str]:
+    """The arguments of an `.args`: its lines, whatever else is in them, but empty ones. Raises UnicodeDecodeError."""
+    lines = (line.removesuffix("\r") for line in raw.decode().split("\n"))
+    return [line for line in lines if line]
 
 
 def find_bundle(path: Path) -> Bundle | None:
@@ -89,7 +97,7 @@ def choose_weights(bundle: Bundle, name: str | None = None) -> Weights:
         raise BadFile(
             bundle.path, f"has no model {name!r}{nearest(name, known)}; it holds {', '.join(known) or 'none'}"
         )
-    firsts = [w for w in bundle.weights if "-of-" not in w.name or "-00001-of-" in w.name]
+    firsts = [w for w in bundle.weights if not _LATER_PART.search(w.name)]
     if not firsts:
         raise BadFile(bundle.path, "is an archive without a GGUF model in it")
     if len(firsts) > 1:

@@ -18,16 +18,17 @@ _PLACES = ("~/.ollama/models", "/usr/share/ollama/.ollama/models", "/var/lib/oll
 
 
 def find_ollama_blob(name: str) -> Path:
-    """The file behind `ollama:NAME[:TAG]`; NAME may have a user in front. Raises BadFile."""
+    """The file behind `ollama:NAME[:TAG]`; NAME may have a user before it, and a host before that. Raises BadFile."""
     wanted = name.removeprefix(PREFIX).removeprefix("//")
     title, _, tag = wanted.partition(":")
+    title = title.removeprefix("library/")
     known: list[str] = []
     for store in _stores():
         for manifest in sorted((store / "manifests").glob("*/*/*/*")):
-            user, model, version = manifest.parts[-3:]
-            shown = (model if user == "library" else f"{user}/{model}") + f":{version}"
-            known.append(shown)
-            if shown == f"{title.removeprefix('library/')}:{tag or 'latest'}":
+            host, user, model, version = manifest.parts[-4:]
+            short = (model if user == "library" else f"{user}/{model}") + f":{version}"
+            known.append(short)
+            if f"{title}:{tag or 'latest'}" in (short, f"{host}/{user}/{model}:{version}"):
                 return store / "blobs" / _digest(manifest).replace(":", "-", 1)
     have = f"; it has {', '.join(known[:8])}" if known else " (no store was found; OLLAMA_MODELS names one)"
     raise BadFile(name, f"ollama has no such model here{nearest(wanted, known)}{have}")
@@ -36,7 +37,7 @@ def find_ollama_blob(name: str) -> Path:
 def _stores() -> list[Path]:
     given = os.environ.get("OLLAMA_MODELS")
     places = [Path(given)] if given else [Path(os.path.expanduser(place)) for place in _PLACES]
-    return [place for place in places if (place / "manifests").is_dir()]
+    return [place for place in places if os.path.isdir(place / "manifests")]  # another's: unseen
 
 
 def _digest(manifest: Path) -> str:

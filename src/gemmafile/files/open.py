@@ -9,6 +9,8 @@ ollama:gemma2:2b                            one that ollama has downloaded
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,6 +81,23 @@ def split_member(path: Path) -> tuple[Path, str | None]:
     except (OSError, ValueError):
         pass
     return path, None
+
+
+def title_of(model: str | Path) -> str:
+    """What to call a file that is made from a model: `gemma` for DIR/gemma.gguf, `gemma2-2b` for ollama:gemma2:2b."""
+    if str(model).startswith(PREFIX):
+        return Path(str(model).removeprefix(PREFIX)).name.replace(":", "-")
+    file, member = split_member(Path(model))
+    name = Path(os.path.abspath(member or file)).name  # of "." the folder's
+    stem, dot, ending = name.rpartition(".")
+    return re.sub(r"-\d{5}-of-\d{5}$", "", stem) if dot and ending.lower() in ("gguf", "llamafile", "zip") else name
+
+
+def check_is_new(file: ModelFile, path: Path) -> None:
+    """Raises BadFile where a result would take the place of what it is made from."""
+    sources = [split_member(own)[0] for own in file.paths]
+    if path.exists() and any(path.samefile(own) for own in sources if own.exists()):
+        raise BadFile(path, "is the model itself, or one of its parts: give another name")
 
 
 def _starts_with(path: Path, magic: bytes) -> bool:

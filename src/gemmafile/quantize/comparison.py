@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from gemmafile.files.open import open_model
+from gemmafile.files.open import open_model, title_of
 from gemmafile.measure.divergence import BaseWriter, Divergence, Summary, open_base
 from gemmafile.measure.perplexity import Score, cut_text, negative_log_likelihoods, read_chunk
 from gemmafile.model_api import Model
@@ -75,7 +75,17 @@ def compare(
                     start = time.perf_counter()
         n_bytes, bits = _size(model)
         speed = sum(map(len, chunks)) / seconds
-        yield Row(Path(path).name, n_bytes, bits, score.perplexity, 0.0, 0.0, 1.0, speed, _time_writing(model))
+        yield Row(
+            Path(path).name or title_of(path),
+            n_bytes,
+            bits,
+            score.perplexity,
+            0.0,
+            0.0,
+            1.0,
+            speed,
+            _time_writing(model),
+        )
     for name in names:
         if _is_file(name):
             yield measure(name, Path(name).name, base_path, settings, n_chunks, say)

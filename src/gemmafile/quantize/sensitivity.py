@@ -76,6 +76,19 @@ class ChangedFile(ModelFile):
         """The file is somebody else's."""
 
 
+def measured(file: ModelFile) -> list[TensorInfo]:
+    """The matrices that a mixture gives a format, in the order of the file."""
+    return [t for t in in_order(file.tensors.values()) if is_quantised(t) and t.shape[-1] % LEAST_COLUMNS == 0]
+
+
+def smallest_bytes(tensor: TensorInfo) -> int:
+    """Bytes of a matrix in the smallest of CANDIDATES that its rows fit."""
+    columns = tensor.shape[-1]
+    formats = [format_by_name(name) for name in CANDIDATES]
+    row_bytes = [fmt.row_bytes(columns) for fmt in formats if columns % fmt.weights_per_block == 0]
+    return tensor.n_weights // columns * min(row_bytes)
+
+
 def measure_sensitivities(
     model: Model,
     chunks: Sequence[Sequence[int]],
@@ -95,7 +108,7 @@ def measure_sensitivities(
     exact = [_logits(model.engine, chunk, collector.take) for chunk in chunks]
     activations = collector.importance(len(chunks), max(map(len, chunks)), "")
     file = model.file
-    tensors = [t for t in in_order(file.tensors.values()) if is_quantised(t) and t.shape[-1] % LEAST_COLUMNS == 0]
+    tensors = measured(file)
     found = []
     with Quantiser(file, n_threads) as quantiser:
         for number, tensor in enumerate(tensors):

@@ -12,8 +12,9 @@ from gemmafile.errors import BadSettings
 from gemmafile.files.formats import Format
 from gemmafile.files.gguf import ModelFile
 from gemmafile.files.metadata import Typed
+from gemmafile.kernels.quantizers.rows import PLAIN
 from gemmafile.quantize.mixture import FILE_TYPES, FileType, in_order
-from gemmafile.quantize.sensitivity import PROBE, Choice, Sensitivity, gain
+from gemmafile.quantize.sensitivity import PROBE, Choice, Sensitivity, gain, measured, smallest_bytes
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
           "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}  # fmt: skip
@@ -67,6 +68,22 @@ class Mix:
             "gemmafile.mix.formats": Typed([self.chosen[name].format.name for name in names], "string"),
             "gemmafile.mix.probed_kld": Typed([one.probed for one in self.sensitivities], "float32"),
         }
+
+
+def check_target(file: ModelFile, n_bytes: int, *, allow_requantize: bool = False) -> None:
+    """What `choose_mix` and the writing would refuse, said before the measuring. Raises BadSettings."""
+    matrices = measured(file)
+    for tensor in matrices:
+        if tensor.format.name not in PLAIN and not allow_requantize:
+            raise BadSettings(
+                f"{tensor.name} is {tensor.format.name} already: what is measured should be the original"
+                " (--allow-requantize does it all the same)"
+            )
+    names = {tensor.name for tensor in matrices}
+    kept = sum(tensor.n_bytes for tensor in file.tensors.values() if tensor.name not in names)
+    least = kept + sum(map(smallest_bytes, matrices))
+    if least > n_bytes:
+        raise BadSettings(f"{n_bytes / 1e6:,.1f} MB are too few: the smallest formats make {least / 1e6:,.1f} MB")
 
 
 def choose_mix(file: ModelFile, sensitivities: Sequence[Sensitivity], n_bytes: int) -> Mix:

@@ -15,6 +15,7 @@ from gemmafile.files.formats import Format
 from gemmafile.files.gguf import ModelFile
 from gemmafile.files.gguf_writer import write_gguf
 from gemmafile.files.metadata import Metadata, Typed
+from gemmafile.files.open import check_is_new
 from gemmafile.files.tensors import TensorInfo
 from gemmafile.kernels.quantizers import QUANTIZERS
 from gemmafile.kernels.quantizers.rows import PLAIN, prepare
@@ -86,8 +87,7 @@ def quantise_file(
     Raises BadSettings, BadFile, BackendUnavailable; `path` is then as it was.
     """
     check_plan(file, plan)
-    if any(path.exists() and path.samefile(part) for part in file.paths):
-        raise BadSettings(f"{path} is the model itself: give another name for the result")
+    check_is_new(file, path)
     names = {fmt.name for name, fmt in plan.formats.items() if fmt != file.tensors[name].format}
     prepare(names, plan.importance is not None)
     total = sum(file.tensors[name].n_bytes for name in plan.formats)
