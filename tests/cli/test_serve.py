@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 
-from gemmafile.cli.service import systemd
+from gemmafile.cli.service import absolute_paths, systemd
 from gemmafile.server.browser import has_browser
 from tests.cli.conftest import Runner
 
@@ -244,6 +244,29 @@ def test_a_property_list_for_launchd(command: Runner, tiny_path: Path) -> None:
     assert values["ProgramArguments"][1:] == ["-m", "gemmafile", "serve", str(tiny_path), "--nobrowser"]
 
 
+def test_a_service_finds_its_files_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("m.gguf", "keys", "list", "lora", "small"):
+        (tmp_path / name).write_text("")
+    monkeypatch.chdir(tmp_path)
+    words = [
+        "m.gguf",
+        "--alias",
+        "small",
+        "--api-key-file=keys",
+        "--slot_save_path",
+        "not/yet",
+        "--filter",
+        "words:list",
+    ]
+    words += ["--lora", "lora", "--lora-scaled=lora:0.5", "-sys", "list", "-fa", "on", "-f", "-", "--host", "keys"]
+    here = str(tmp_path)
+    assert absolute_paths(words) == [
+        f"{here}/m.gguf", "--alias", "small", f"--api-key-file={here}/keys", "--slot_save_path", f"{here}/not/yet",
+        "--filter", f"words:{here}/list", "--lora", f"{here}/lora", f"--lora-scaled={here}/lora:0.5", "-sys", "list",
+        "-fa", "on", "-f", "-", "--host", "keys",
+    ]  # fmt: skip
+
+
 def test_service_without_a_model(command: Runner) -> None:
     assert command("service").out.startswith("usage: gemmafile service")
     assert command("service", "--systemd").code == 2
@@ -312,6 +335,13 @@ def test_a_chat_with_another_server(command: Runner, fake: str) -> None:
 def test_one_question_to_another_server(command: Runner, fake: str) -> None:
     done = command("chat", "--connect", f"{fake}/v1/", "-m", "x", "-st", "-p", "hi")
     assert (done.code, done.out) == (0, "You said hi.\n")
+
+
+def test_a_key_of_any_letters(command: Runner, fake: str) -> None:
+    done = command("chat", "--connect", fake, "-m", "x", "-st", "-p", "hi", "--api-key", "ключ")
+    assert (done.code, done.out) == (0, "You said hi.\n"), done.err
+    assert (FakeServer.headers_seen[-1] or "").encode("latin-1") == "Bearer ключ".encode()
+    assert command("chat", "--connect", fake, "--api-key", "a\nb", stdin="").code == 2
 
 
 def test_what_another_server_refuses(command: Runner, fake: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -593,3 +593,13 @@ def test_a_grammar_that_takes_too_long_is_given_up(vocabulary: GrammarVocabulary
     with pytest.raises(BadSettings, match="too ambiguous"):
         follow()
     assert time.monotonic() - start_s < 20
+
+
+def test_what_is_too_large_is_refused_before_it_takes_long(vocabulary: GrammarVocabulary) -> None:
+    words = " | ".join(f'"word {i}"' for i in range(8000))
+    start_s = time.monotonic()
+    with pytest.raises(BadSettings, match="too big"):
+        Grammar.from_gbnf(f"root ::= {words}", vocabulary)
+    assert time.monotonic() - start_s < 10
+    schema = {"properties": {f"property {i}": {"type": "integer"} for i in range(400)}}
+    Grammar.from_json_schema(schema, vocabulary)

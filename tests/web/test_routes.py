@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import re
+from collections.abc import AsyncGenerator
 from html.parser import HTMLParser
+from types import SimpleNamespace
+from typing import Any
 from urllib.parse import urlencode
 
 import pytest
 
+from gemmafile.server.answering import Event, TextPiece
 from gemmafile.settings import RunSettings, SamplingSettings, ServeSettings
 from gemmafile.web.assets import asset_names, find_asset
 from gemmafile.web.model_info import describe_sampling, find_chapter
+from gemmafile.web.plain import Chat, Render, _answer
+from gemmafile.web.worker import FUNCTIONS, WorkerBusy
 from tests.server.running import Answer, Running, running
 from tests.web.test_documents import make_pdf
 
@@ -223,6 +230,43 @@ def test_a_conversation_by_forms_alone(small_path: object) -> None:
         assert dict(form.fields)["system"] == "Be kind"
         second = read_form(server.request("POST", "/plain", form.fill(message="And?"), headers=FORM))
         assert [name for name, _ in second.fields] == ["u", "a", "u", "a", "system", "message"]
+
+
+def plain_answer(text: str, render: Render) -> str:
+    """The page of a chat by forms whose answer comes letter by letter."""
+
+    async def events() -> AsyncGenerator[Event, None]:
+        for letter in text:
+            yield TextPiece(letter, 5)
+
+    async def collect() -> str:
+        door: Any = SimpleNamespace(model_name="m")
+        chat = Chat(turns=[("user", "hi"), ("assistant", "*a*")])
+        return b"".join([part async for part in _answer(door, chat, events(), render)]).decode()
+
+    return asyncio.run(collect())
+
+
+def test_a_long_answer_by_forms_is_rendered_elsewhere_and_not_at_every_letter() -> None:
+    calls: list[str] = []
+
+    async def render(function: str, **arguments: Any) -> Any:
+        calls.append(function)
+        return FUNCTIONS[function](**arguments)
+
+    page = plain_answer("- one\n\n- two 🖼\n\n" * 30 + "end\n\n*last* <b>", render)
+    assert page.count("<li>") == 60
+    assert "<em>last</em> &lt;b&gt;" in page
+    assert calls.count("render_open") <= 122  # one a line
+
+
+def test_an_answer_by_forms_outlives_who_renders_it() -> None:
+    async def render(function: str, **arguments: Any) -> Any:
+        raise WorkerBusy("too many texts")
+
+    page = plain_answer("one\n\ntwo\n\n<b>three", render)
+    assert '<div class="plain">one\n\ntwo\n\n&lt;b&gt;three</div>' in page
+    assert dict(read_form(Answer(200, {}, page.encode())).fields)["a"] == "one\n\ntwo\n\n<b>three"
 
 
 def test_the_page_itself_holds_the_form_for_browsers_without_scripts(server: Running) -> None:

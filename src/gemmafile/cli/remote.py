@@ -52,9 +52,11 @@ class Remote:
         self._base = path if path.endswith("/v1") else f"{path}/v1"
         self._kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
         self._timeout_s, self.model = timeout_s, model
-        self._headers = {"Content-Type": "application/json", "Accept": "*/*"}
+        self._headers: dict[str, str | bytes] = {"Content-Type": "application/json", "Accept": "*/*"}
+        if not key.isprintable():
+            raise BadSettings("the API key holds a line break or another control character")
         if key:
-            self._headers["Authorization"] = f"Bearer {key}"
+            self._headers["Authorization"] = f"Bearer {key}".encode()
 
     def find_model(self) -> str:
         """The model that was named, else the first one that the server lists."""

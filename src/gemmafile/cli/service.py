@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gemmafile.errors import BadSettings
+
+if TYPE_CHECKING:
+    from gemmafile.cli.flags import Flag
 
 HELP = """usage: gemmafile service [--systemd | --launchd] MODEL [flags of gemmafile serve]
 
@@ -47,8 +51,43 @@ def own_command() -> list[str]:
 
 
 def absolute_paths(words: list[str]) -> list[str]:
-    """The words with files that are there by their whole paths: a service starts in another folder."""
-    return [str(Path(word).absolute()) if os.path.exists(word) else word for word in words]
+    """The words with files and folders by their whole paths: a service starts in another folder."""
+    from gemmafile.cli.flags import MODEL, flags_of
+    from gemmafile.cli.serve import GROUPS
+
+    flags = [MODEL, *(flag for _, kind in GROUPS for flag in flags_of(kind))]
+    by_name = {name: flag for flag in flags for name in flag.names if flag.convert is not None and flag.bare is None}
+    found: list[str] = []
+    waiting: Flag | None = None  # for its value
+    for word in words:
+        name, equals, value = word.partition("=")
+        flag = by_name.get(name.replace("_", "-") if name.startswith("--") else name)
+        if waiting is not None:
+            found.append(_absolute_value(waiting, word))
+            waiting = None
+        elif flag is not None and equals:
+            found.append(f"{name}={_absolute_value(flag, value)}")
+        else:
+            waiting = flag
+            found.append(word if flag is not None or not os.path.exists(word) else _absolute(word))
+    return found
+
+
+def _absolute_value(flag: Flag, value: str) -> str:
+    """The value of a flag; what names a file is not always all of it."""
+    if flag.field == "filters":
+        name, colon, argument = value.partition(":")
+        return f"{name}{colon}{_absolute(argument)}" if os.path.exists(argument) else value
+    if flag.metavar == "FILE:SCALE":
+        path, colon, scale = value.rpartition(":")
+        return f"{_absolute(path)}{colon}{scale}" if os.path.exists(path) else value
+    if flag.repeats:  # a list with commas, maybe
+        return _absolute(value) if os.path.exists(value) else value
+    return _absolute(value) if flag.metavar in ("FILE", "DIR") and value != "-" else value
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).absolute())
 
 
 def systemd(command: list[str]) -> str:

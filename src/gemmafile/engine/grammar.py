@@ -47,6 +47,10 @@ FREE_S, FREE_TOKEN_S = 1.0, 0.005
 """Seconds that following a grammar may take in all, and more for each token: some 20 times what schemas take. A grammar
 beyond it (too many readings, a pattern with too many states) would hold up everybody's answers."""
 
+MOST_SYMBOLS = 20_000
+"""Of a compiled grammar: some 3,000 properties of an object, or as many words to choose from. Time grows with their
+square: 8,000 properties took half a minute."""
+
 LONGEST_TOKEN_BYTES = 1024
 """Of longer tokens llguidance cannot make its tree; they are never allowed."""
 
@@ -101,7 +105,9 @@ class Grammar:
         """Raises ValueError with what llguidance says about the grammar."""
         tokenizer = vocabulary.tokenizer
         llguidance = _import_llguidance()
-        limits = llguidance.LLParserLimits(step_max_items=MOST_ITEMS, verbose_errors=False)
+        limits = llguidance.LLParserLimits(
+            step_max_items=MOST_ITEMS, max_grammar_size=MOST_SYMBOLS, verbose_errors=False
+        )
         grammar = llguidance.LLMatcher.grammar_from_lark(EXACT + lark)
         self._matcher = llguidance.LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
         self._vocabulary = vocabulary

@@ -5,10 +5,11 @@ The conversation travels in hidden fields, so the server keeps nothing. The answ
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from html import escape
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl
 
 from starlette.requests import Request
@@ -20,13 +21,14 @@ from gemmafile.server.answering import Ask, Finished, TextPiece, answer, chat_pr
 from gemmafile.server.body import read_body
 from gemmafile.server.errors import ApiError, as_api_error, bad_request
 from gemmafile.server.streaming import EventStream, begin
-from gemmafile.web.render import MAX_CHARS, render_open
+from gemmafile.web.render import MAX_CHARS
 
 if TYPE_CHECKING:
     from gemmafile.server.answering import Event
     from gemmafile.server.door import Door
 
-Render = Callable[..., Awaitable[list[str]]]
+Render = Callable[..., Awaitable[Any]]
+"""`render(function, **arguments)`: one of worker.py's FUNCTIONS, in the process that renders."""
 
 MAX_TURNS: Final = 400
 _ROLES: Final = {"u": "user", "a": "assistant"}
@@ -43,7 +45,7 @@ class Chat:
 
 
 def plain_routes(door: Door, render: Render, headers: Mapping[str, str]) -> list[BaseRoute]:
-    """`render` takes texts=[...] and gives HTML · `headers` of every response"""
+    """`headers`  of every response"""
 
     async def show(request: Request) -> Response:
         return HTMLResponse(_head(door) + _form(Chat(system=door.system or "")) + _END, headers=headers)
@@ -93,7 +95,7 @@ def read_chat(raw: bytes) -> Chat:
 async def _history(chat: Chat, render: Render) -> str:
     """The turns so far: the model's as HTML, the user's as they were typed."""
     shown = [text for role, text in chat.turns if role == "assistant"]
-    html = iter(await render(texts=shown) if sum(map(len, shown)) < MAX_CHARS else map(escape, shown))
+    html = iter(await _render_all(render, shown))
     parts = [
         _turn(role, next(html) if role == "assistant" else f'<p class="typed">{escape(text)}</p>')
         for role, text in chat.turns
@@ -103,6 +105,15 @@ async def _history(chat: Chat, render: Render) -> str:
 
 def _turn(role: str, html: str) -> str:
     return f'<article class="{role} content"><h2>{_NAMES[role]}</h2>\n{html}</article>\n'
+
+
+async def _render_all(render: Render, texts: list[str]) -> list[str]:
+    """HTML of each text; as it stands where there are too many of them, or nobody to render them."""
+    if sum(map(len, texts)) < MAX_CHARS:
+        with contextlib.suppress(GemmafileError):
+            html: list[str] = await render("render", texts=texts)
+            return html
+    return [f'<div class="plain">{escape(text)}</div>' for text in texts]
 
 
 async def _answer(
@@ -119,20 +130,28 @@ async def _answer(
                 if isinstance(event, TextPiece):
                     text += event.text
                     waiting += event.text
-                    if "\n\n" in waiting and event.text.strip():
-                        done = render_open(waiting)
-                        waiting = waiting.encode("utf-16-le")[2 * done.used :].decode("utf-16-le")
-                        if done.done:
-                            yield done.done.encode()
+                    if "\n" in event.text and "\n\n" in waiting:  # a block ends with a line, at the earliest
+                        html, waiting = await _take_finished(render, waiting)
+                        if html:
+                            yield html.encode()
                 elif isinstance(event, Finished) and event.finish_reason == "length":
                     problem = '<p class="note">The answer was cut at its limit.</p>\n'
         except ApiError as error:
             problem = f'<p class="error" role="alert">{escape(str(error))}</p>\n'
-        rest = (await render(texts=[waiting]))[0] if waiting.strip() else ""
+        rest = (await _render_all(render, [waiting]))[0] if waiting.strip() else ""
         next_chat = Chat(chat.system, "", [*chat.turns, ("assistant", text)])
         yield (rest + "</article>\n" + problem + _form(next_chat) + _END).encode()
     finally:
         await events.aclose()
+
+
+async def _take_finished(render: Render, text: str) -> tuple[str, str]:
+    """HTML of the blocks of a text that goes on which are finished, and the text of the others."""
+    try:
+        done, used, _ = await render("render_open", text=text)
+    except GemmafileError:
+        return "", text
+    return done, text.encode("utf-16-le")[2 * used :].decode("utf-16-le")
 
 
 def _head(door: Door) -> str:

@@ -16,7 +16,6 @@ import asyncio
 import base64
 import contextlib
 from dataclasses import replace
-from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
@@ -58,7 +57,7 @@ def routes(door: Door) -> list[BaseRoute]:
         Route("/page/prompt", page.prompt, methods=["POST"]),
         Route("/render", page.render, methods=["POST"]),
         Route("/files", page.files, methods=["POST"]),
-        *plain_routes(door, partial(page.renderer.call, "render", RENDER_SECONDS), PAGE_HEADERS),
+        *plain_routes(door, page.work, PAGE_HEADERS),
     ]
 
 
@@ -97,11 +96,16 @@ class Page:
 
     async def _warm(self) -> None:
         with contextlib.suppress(GemmafileError):
-            await self.renderer.call("render", RENDER_SECONDS, texts=[""])
+            await self.work("render", texts=[""])
+
+    async def work(self, function: str, **arguments: Any) -> Any:
+        """What the process that renders makes of it. Raises BadSettings, WorkerBusy."""
+        seconds = RENDER_SECONDS + render.MAX_SECONDS * len(arguments.get("texts", ()))
+        return await self.renderer.call(function, seconds, **arguments)
 
     async def card(self, request: Request) -> Response:
         texts = describe_papers(self.door, await self.papers())
-        shown = await self.renderer.call("render", RENDER_SECONDS, texts=[texts["card"], texts["limits"]])
+        shown = await self.work("render", texts=[texts["card"], texts["limits"]])
         return Json({**texts, "card": shown[0], "limits": shown[1]})
 
     async def prompt(self, request: Request) -> Response:
@@ -135,12 +139,11 @@ class Page:
             texts = fields.texts("texts", MAX_TEXTS)
             if sum(map(len, texts)) > 4 * render.MAX_CHARS:
                 raise ApiError(413, f"at most {4 * render.MAX_CHARS} characters at a time")
-            html = await self.renderer.call("render", RENDER_SECONDS + len(texts) * render.MAX_SECONDS, texts=texts)
-            return Json({"html": html})
+            return Json({"html": await self.work("render", texts=texts)})
         text = fields.text("text") or ""
         if len(text) > 2 * render.MAX_CHARS:
             raise ApiError(413, f"at most {2 * render.MAX_CHARS} characters at a time")
-        done, used, rest = await self.renderer.call("render_open", RENDER_SECONDS, text=text)
+        done, used, rest = await self.work("render_open", text=text)
         return Json({"done": done, "used": used, "open": rest})
 
     async def files(self, request: Request) -> Response:
