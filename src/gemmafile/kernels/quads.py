@@ -227,13 +227,13 @@ def _make_matmul(f: Quad) -> Callable[..., None]:
     quotient, prefetch, store_bytes, hidden = simd.quotient, simd.prefetch, simd.store_u8x64, simd.hidden
     bytes_, added_at, halves = f.bytes, f.added or 0, f.halves
     is_added_to = f.added is not None
-    is_wide = emit.HAS_AVX2 and not emit.HAS_VNNI and f.largest > 127
     tile = WeightTile(QUAD_BYTES, largest=f.largest)
+    is_wide = tile.is_wide
     n_tokens, n_parts, part_bytes = tile.n_tokens, 2 // tile.vectors, 128 if is_wide else 64
     has_offset = f.offset != 0 and not is_wide
     start = tile.start(f.offset)
-    dot = tile.wide_dot(8) if is_wide else tile.dot([0, 4, 8, 12, 64, 68, 72, 76])
-    widen, bytes_64 = tile.widen(), emit.vec("u8", 64)
+    dot = tile.wide_dot(2) if is_wide else tile.dot([0, 4, 8, 12, 64, 68, 72, 76])
+    widen, bytes_64 = tile.widen_quad(), emit.vec("u8", 64)
     off = f.offset if is_wide else 0
     take_off = emit.make(bytes_64, [bytes_64], lambda b, v: b.sub(v, emit.splat_constant(v.type, off)) if off else v)
     # A panel of words has half as many quads in twice the bytes.

@@ -40,8 +40,10 @@ from gemmafile.kernels.superblock_streams import Stream, make_walk
 PANEL_BLOCKS = 2
 """Super-blocks in a panel: 2 x 8 KB stay in the first-level cache with their activations."""
 _PANEL, _SCALES, _D = 64 * 32 * 4, 16 * 32 * 4, 32 * 4
+_WIDE = 6 * 2 * 256
+"""Of a super-block of a tile's tokens as words."""
 _UNPACKED = 5 * 1024
-SCRATCH_NEEDED = _UNPACKED + PANEL_BLOCKS * (_PANEL + _SCALES + 2 * _D) + 256
+SCRATCH_NEEDED = _UNPACKED + PANEL_BLOCKS * (_PANEL + _SCALES + 2 * _D) + _WIDE + 256
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def build_kernels(f: SuperBlock, stream: Stream, apart: SuperBlock | None = None
 
 def _make_matmul(f: SuperBlock) -> Callable[..., None]:
     from gemmafile.kernels import emit, simd
-    from gemmafile.kernels.tiles import WeightTile, transposer, words_twice
+    from gemmafile.kernels.tiles import WeightTile, transposer, words_apart, words_twice
 
     load, load_f16, store_f32, atomic_add = simd.load_i64, simd.load_f16, simd.store_f32, simd.atomic_add
     quotient, prefetch, hidden = simd.quotient, simd.prefetch, simd.hidden
@@ -103,12 +105,19 @@ def _make_matmul(f: SuperBlock) -> Callable[..., None]:
     add_scaled, fma_ints, fma_ints_negative = tile.add_scaled, tile.fma_ints, tile.fma_ints_negative
     offset_sums_at = SUPER_SUMS_16 if sub_blocks == 16 else SUPER_SUMS_32
     by_words = tile.word_steps > 1
+    is_wide = tile.is_wide and has_scales
     scaled_dot: Any = tile.scaled_dot(range(0, sub_size, 4)) if by_words else None
     scaled_offset = tile.scaled_offset(f.offset, sub_blocks)
     transpose = transposer([128 * i for i in range(16)])
     ints = emit.vec("i32", 16)
     in_words = emit.make(ints, [ints], lambda b, v: _first_lanes(b, sub_blocks, words_twice(b, v), v))
-    n_parts = 2 // tile.vectors
+    n_parts, part_bytes = 2 // tile.vectors, 128 if is_wide else 64
+    has_twice = by_words or is_wide
+    # A panel of words holds the weights times their sub-scales, one super-block in twice the bytes.
+    panel_blocks = 1 if is_wide else PANEL_BLOCKS
+    widen, wide_dot, scale_words, bytes_64 = tile.widen(4), tile.wide_dot(4), tile.scale_words(), emit.vec("u8", 64)
+    take_off = emit.make(bytes_64, [bytes_64], lambda b, v: b.sub(v, emit.splat_constant(v.type, f.offset)))
+    transpose_words = transposer([256 * i for i in range(16)], words_apart)
 
     @simd.device
     def unpack(weights, row_bytes, first, n, block, unpacked, panel, scale_panel, d_panel):
@@ -117,19 +126,27 @@ def _make_matmul(f: SuperBlock) -> Callable[..., None]:
             for i in range(16):
                 p = weights + min(first + 16 * half + i, n - 1) * row_bytes + block * bytes_
                 q0, q1, q2, q3 = chunk(p, 0), chunk(p, 1), chunk(p, 2), chunk(p, 3)
+                if is_wide:
+                    q0, q1, q2, q3 = take_off(q0), take_off(q1), take_off(q2), take_off(q3)
                 store_bytes(unpacked + 64 * i, q0)
                 store_bytes(unpacked + 1024 + 64 * i, q1)
                 store_bytes(unpacked + 2048 + 64 * i, q2)
                 store_bytes(unpacked + 3072 + 64 * i, q3)
                 if has_scale_panel:
-                    store_ints(unpacked + 4096 + 64 * i, in_words(scales(p)) if by_words else scales(p))
+                    store_ints(unpacked + 4096 + 64 * i, in_words(scales(p)) if has_twice else scales(p))
                 store_f32(d_panel + 64 * half + 4 * i, load_f16(p + d_at))
                 if has_minimum:
                     store_f32(d_panel + 128 + 64 * half + 4 * i, load_f16(p + min_at))
             for j in range(4):
-                transpose(unpacked + 1024 * j, panel + 2048 * j + 64 * half)
+                if is_wide:
+                    transpose_words(unpacked + 1024 * j, panel + 4096 * j + 128 * half)
+                else:
+                    transpose(unpacked + 1024 * j, panel + 2048 * j + 64 * half)
             if has_scale_panel:
                 transpose(unpacked + 4096, scale_panel + 64 * half)
+            if is_wide:
+                for s in range(8):
+                    scale_words(panel + 2048 * s + 128 * half, scale_panel + 128 * s + 64 * half)
 
     @simd.device
     def scaled_sum(panel, scale_panel, a):
@@ -166,7 +183,15 @@ def _make_matmul(f: SuperBlock) -> Callable[..., None]:
             total = scaled_dot(total, panel + s * sub_panel, a + s * sub_size, scale_panel + 128 * s)
         return total
 
-    integer_sum = plain_sum if not has_scales else scaled_words_sum if by_words else scaled_sum
+    @simd.device
+    def wide_sum(panel, scale_panel, a):
+        """The same where both are words, and the weights hold their sub-scales."""
+        total = zero_ints()
+        for s in range(hidden(8)):
+            total = wide_dot(total, panel + 2048 * s, a + 32 * s)
+        return total
+
+    integer_sum = plain_sum if not has_scales else wide_sum if is_wide else scaled_words_sum if by_words else scaled_sum
 
     @simd.device
     def prefetch_panel(weights, row_bytes, first, n, block, n_blocks):
@@ -190,17 +215,18 @@ def _make_matmul(f: SuperBlock) -> Callable[..., None]:
         panels = unpacked + _UNPACKED
         scale_panels = panels + PANEL_BLOCKS * _PANEL
         d_panels = scale_panels + PANEL_BLOCKS * _SCALES
+        wide = d_panels + PANEL_BLOCKS * 2 * _D
         while True:
             first = CHUNK_ROWS * atomic_add(op + NEXT, 1)
             if first >= n:
                 return
             block = 0
             while block < n_blocks:
-                here = min(PANEL_BLOCKS, n_blocks - block)
+                here = min(panel_blocks, n_blocks - block)
                 for k in range(here):
                     unpack(weights, row_bytes, first, n, block + k, unpacked, panels + k * _PANEL,
                            scale_panels + k * _SCALES, d_panels + k * 2 * _D)  # fmt: skip
-                following = min(PANEL_BLOCKS, n_blocks - block - here)
+                following = min(panel_blocks, n_blocks - block - here)
                 prefetch_panel(weights, row_bytes, first, n, block + here, following)
                 t = 0
                 while t < tokens:
@@ -208,9 +234,17 @@ def _make_matmul(f: SuperBlock) -> Callable[..., None]:
                     for part in range(n_parts):
                         for k in range(here):
                             a, at = load(op + PACKED) + (block + k) * stride + t * SUPER_BYTES, 64 * part
-                            panel, scale_panel = panels + k * _PANEL + at, scale_panels + k * _SCALES + at
+                            panel, scale_panel = (
+                                panels + k * _PANEL + part_bytes * part,
+                                scale_panels + k * _SCALES + at,
+                            )
                             d = d_panels + k * 2 * _D + at
-                            total = integer_sum(panel, scale_panel, a)
+                            b = a
+                            if is_wide:
+                                b = wide
+                                if part == 0:
+                                    widen(a, wide)
+                            total = integer_sum(panel, scale_panel, b)
                             if block + k == 0:
                                 sums = zero_floats()
                             else:

@@ -90,6 +90,8 @@ class WeightTile:
         self.word_steps = 32767 // (2 * 128 * largest) if emit.HAS_AVX2 and not emit.HAS_VNNI else 0
         """Steps whose products, added in pairs, fit in 16 bits, where the CPU has no better way: a few such sums
         are then widened, and multiplied by a scale, in one instruction."""
+        self.is_wide = emit.HAS_AVX2 and not emit.HAS_VNNI and largest > 127
+        """Whether a panel is better made of words: pairs of products with such bytes do not fit in 16 bits."""
         self.n_tokens = n_tokens = 3 if emit.FEW_REGISTERS else TOKEN_TILE
         """What registers hold; a divisor of TOKEN_TILE, since packed activations have room for whole ones."""
         self.vectors = 1 if emit.FEW_REGISTERS else 2
@@ -146,9 +148,21 @@ class WeightTile:
 
         return make(self.ints, [self.ints, address, address], code)
 
-    def widen(self) -> Any:
-        """widen(a, target): a quad of each token as words, its four blocks one behind the other: those of even places
-        in 128 bytes, then those of odd ones."""
+    def widen(self, n_chunks: int) -> Any:
+        """widen(a, target): n * 64 activations of each token as words, two of four columns each: the first and the
+        third in n * 64 bytes, then the second and the fourth."""
+
+        def code(b: Any, a: Any, target: Any) -> None:
+            for t in range(self.n_tokens):
+                for i in range(n_chunks):
+                    words = words_apart(b, load_at(b, a, _INTS, t * self.token_bytes + 64 * i))
+                    for odd, v in enumerate(words):
+                        store_at(b, v, target, 64 * (n_chunks * (2 * t + odd) + i))
+
+        return make(void, [address, address], code)
+
+    def widen_quad(self) -> Any:
+        """widen_quad(a, target): the same of a quad, its four blocks one behind the other."""
 
         def code(b: Any, a: Any, target: Any) -> None:
             for t in range(self.n_tokens):
@@ -160,18 +174,18 @@ class WeightTile:
 
         return make(void, [address, address], code)
 
-    def wide_dot(self, n_steps: int) -> Any:
-        """wide_dot(acc, panel, a): 4 * n columns of `widen`'s; panel [step][2 vectors][even, odd][16 rows][2]."""
-        words = ir.VectorType(I16, 16)
+    def wide_dot(self, n_chunks: int) -> Any:
+        """wide_dot(acc, panel, a): 32 columns of what `widen` made; panel [step][2 vectors][even, odd][16 rows][2]."""
+        words, part_bytes = ir.VectorType(I16, 16), 64 * n_chunks
 
         def code(b: Any, acc: Any, panel: Any, a: Any) -> Any:
             parts = [emit.half(b, v, h) for v in split(b, acc) for h in range(2)]
-            for step in range(2 * n_steps):
+            for step in range(16):
                 s, odd = step // 2, step % 2
                 for v in range(self.vectors):
                     rows = [load_at(b, panel, words, 256 * s + 128 * v + 64 * odd + 32 * h) for h in range(2)]
                     for t in range(self.n_tokens):
-                        two = b.bitcast(splat(b, load_at(b, a, I32, 256 * t + 128 * odd + 4 * s), 8), words)
+                        two = b.bitcast(splat(b, load_at(b, a, I32, part_bytes * (2 * t + odd) + 4 * s), 8), words)
                         for h in range(2):
                             i = 2 * (v * self.n_tokens + t) + h
                             parts[i] = emit.dot_words(b, parts[i], rows[h], two)
@@ -244,6 +258,20 @@ class WeightTile:
             return join(b, acc)
 
         return make(self.ints, [address, address], code)
+
+    @staticmethod
+    def scale_words() -> Any:
+        """scale_words(panel, scales): eight steps of a panel of words, 16 rows each, times scales int32[16], each twice
+        an int16."""
+
+        def code(b: Any, panel: Any, scales: Any) -> None:
+            words = ir.VectorType(I16, 32)
+            by_row = load_at(b, scales, words)
+            for step in range(16):
+                at = 256 * (step // 2) + 64 * (step % 2)
+                store_at(b, b.mul(load_at(b, panel, words, at), by_row), panel, at)
+
+        return make(void, [address, address], code)
 
     def _place(self, b: Any, c: Any, stride: Any, i: int) -> Any:
         return _at(b, c, _times(b, stride, i % self.n_tokens), 64 * (i // self.n_tokens))
