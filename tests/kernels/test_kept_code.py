@@ -244,7 +244,7 @@ def test_kernels_for_many_rows_wait_until_there_are_many(tmp_path: Path, monkeyp
 
     asked: set[str] = set()
 
-    def note(names: Iterable[str], say: object = None) -> dict[str, int]:
+    def note(names: Iterable[str], *_: object) -> dict[str, int]:
         names = set(names)
         asked.update(names)
         return found(names)
@@ -290,6 +290,15 @@ def test_a_confined_process_has_its_kernels_compiled_and_kept_by_others(tmp_path
     assert run(CONFINED, tmp_path).splitlines() == ["compiling kernels for this CPU (once)", "1 False"]
     assert len(list(tmp_path.rglob("*.o"))) == 2
     assert run(CONFINED, tmp_path).splitlines() == ["0 False"]
+
+
+def test_whoever_waits_for_kernels_is_told_how_many_there_are(tmp_path: Path) -> None:
+    program = """
+from gemmafile.kernels import compile
+compile.Kernels([], print).prepare(["pointwise.add", "pointwise.softcap"], lambda *counts: print(*counts))
+"""
+    assert run(program, tmp_path).splitlines() == ["compiling kernels for this CPU (once)", "0 2", "1 2", "2 2"]
+    assert run(program, tmp_path) == ""
 
 
 def test_a_compiler_that_is_gone_is_done_without(tmp_path: Path) -> None:

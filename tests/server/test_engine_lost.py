@@ -62,6 +62,33 @@ def test_kill_9_under_load(small_path: Path) -> None:
         assert any("the engine has died (" in line and "starting it again" in line for line in server.said)
 
 
+def test_an_engine_that_hangs_is_noticed_and_started_again(small_path: Path) -> None:
+    with running(small_path) as server:
+        client = server.door.client
+        client.lost_s = 9
+        process = client.process
+        assert process is not None
+        time.sleep(7)
+        assert client.process is process, "an engine that only waits is not lost"
+        assert client.silent_s < 7
+        os.kill(process.pid, signal.SIGSTOP)
+        answer = server.post("/completion", LONG)
+        assert answer.status == 500
+        assert "died (" in answer.json["error"]["message"]
+        assert any("has not moved for 9 s" in line for line in server.said)
+        wait_for_health(server, 200)
+        assert client.process is not process
+
+
+def test_health_tells_of_an_engine_that_does_not_move(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert server.get("/health").status == 200
+    monkeypatch.setattr("gemmafile.server.llamacpp.STILL_S", 0)
+    found = server.get("/health")
+    assert found.status == 503
+    assert "the engine has not moved for" in found.json["error"]["message"]
+    assert "retry-after" in found.headers
+
+
 def test_an_engine_that_dies_again_and_again_ends_the_server(small_path: Path) -> None:
     with running(small_path) as server:
         for _ in range(3):

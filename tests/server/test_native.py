@@ -143,6 +143,30 @@ def test_logit_bias_in_every_form(server: Running) -> None:
         assert completion(server, n_predict=1, return_tokens=True, logit_bias=bias)["tokens"][0] in ids
 
 
+def test_an_answer_that_has_begun_goes_on_within_its_grammar(server: Running) -> None:
+    def tokens(text: str) -> list[int]:
+        found: list[int] = server.post("/tokenize", {"content": text}).json["tokens"]
+        return found
+
+    def go_on(begun: str, **more: Any) -> Any:
+        prompt = tokens("the man") + tokens(begun)
+        return server.post("/completion", {"prompt": prompt, "n_predict": 40, "n_begun": len(tokens(begun)), **more})
+
+    grammar = 'root ::= "ab" ("cd" | "ef") "!"'
+    assert go_on("abe", grammar=grammar).json["content"] == "f!"
+    assert go_on("", grammar=grammar).json["content"] in ("abcd!", "abef!")
+    refused = go_on("ax", grammar=grammar)
+    assert refused.status == 400
+    assert "does not allow an answer that begins so: token 2 of 2" in refused.json["error"]["message"]
+    schema = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    begun = '{"n": '
+    assert json.loads(begun + go_on(begun, response_format=form).json["content"])["n"] in (1, 2)
+    assert go_on("a", grammar=grammar, response_format=form).status == 400
+    too_many = server.post("/completion", {"prompt": tokens("a"), "n_begun": 2, "grammar": grammar})
+    assert (too_many.status, "the prompt has 1 token" in too_many.json["error"]["message"]) == (400, True)
+
+
 def test_a_grammar_and_a_schema(server: Running) -> None:
     assert completion(server, grammar='root ::= "yes" | "no"', ignore_eos=False)["content"] in ("yes", "no")
     schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,24 @@ def test_fork_at_a_token(page: Any) -> None:
     assert page.inner_text(".message.assistant .branch") == "2/2"
     button(page, "Tokens").click()
     assert page.query_selector_all(".tok")[2].inner_text().strip() == word.strip()
+
+
+def test_a_fork_keeps_to_the_grammar(page: Any) -> None:
+    page.click("#settings-open")
+    page.click("text=Form of the answer")
+    page.select_option("#set-output", "gbnf")
+    page.fill("#set-grammar", 'root ::= [A-Za-z ]{20,30} "%!"')
+    ask(page, "Will it rain?")
+    before = answers(page)[0]
+    assert re.fullmatch(r"[A-Za-z ]{20,30}%!", before)
+    button(page, "Tokens").click()
+    page.query_selector_all(".tok")[1].click()
+    choices = page.query_selector_all("#token-pop li button:not(:disabled) span:first-child")
+    next(choice for choice in choices if re.fullmatch("[A-Za-z ]+", choice.inner_text())).click()
+    wait_for_end(page)
+    assert page.query_selector(".problem") is None
+    assert answers(page)[0] != before
+    assert re.fullmatch(r"[A-Za-z ]{20,30}%!", answers(page)[0])
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

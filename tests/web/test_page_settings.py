@@ -193,12 +193,12 @@ def test_loading_is_shown_and_waited_for(browser: Any, chatty: Running, watch: W
 
     def state(route: Any) -> None:
         calls.append(1)
-        body = {"state": "loading", "progress": 0.4, "restarts": 0}
+        body = {"state": "loading", "progress": 0.4, "restarts": 0, "line": "Kernels are compiled: 2 of 9"}
         route.fulfill(json=body) if len(calls) < 4 else route.continue_()
 
     page.route("**/page/state", state)
     page.goto(chatty.url + "/")
-    page.wait_for_selector("#loading >> text=The model is being loaded")
+    page.wait_for_selector("#loading >> text=Kernels are compiled: 2 of 9")
     until(page, "document.querySelector('#loading-bar').value > 0.3")
     page.wait_for_selector("html[data-started]", state="attached")
     ask(page, "Hi")

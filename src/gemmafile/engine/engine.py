@@ -203,9 +203,9 @@ class Engine:
                 return
             logits = self.forward(sequence, [choice.token_id])
 
-    def prepare(self) -> None:
+    def prepare(self, told: Callable[[int, int], None] | None = None) -> None:
         """Be ready for this process to be confined (see Backend.prepare)."""
-        self.backend.prepare()
+        self.backend.prepare(told)
 
     def close(self) -> None:
         """Let go of the threads, after the pass that another thread may be in. May be called twice."""

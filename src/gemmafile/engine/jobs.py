@@ -32,6 +32,7 @@ class Job:
     deadline_s    seconds after `submit` when the answer ends, wherever it is
     pooling       "mean", "last" or "cls": an embedding of the tokens; none is chosen
     score_prompt  say how likely each token of the prompt was (`Scores`)
+    n_begun       tokens at the end of the prompt that the answer itself begins with: its grammar meets them too
     """
 
     id: int
@@ -43,6 +44,7 @@ class Job:
     deadline_s: float | None = None
     pooling: str | None = None
     score_prompt: bool = False
+    n_begun: int = 0
 
     def to_fields(self) -> dict[str, Any]:
         """As JSON can hold it: the fields that differ from their defaults."""

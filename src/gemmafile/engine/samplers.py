@@ -6,13 +6,13 @@ What is made once a model (the bytes of every token, the vocabulary as grammars 
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 from gemmafile.engine.sampler import Sampler
-from gemmafile.errors import BadSettings
+from gemmafile.errors import BadSettings, GemmafileError
 from gemmafile.settings import SamplingSettings
 
 if TYPE_CHECKING:
@@ -45,8 +45,11 @@ class Samplers:
         self._tokens, self._n_vocab, self._n_context = tokens, n_vocab, n_context
         self._making = threading.Lock()
 
-    def make(self, settings: SamplingSettings, prompt_ids: Iterable[int]) -> Sampler:
-        """A sampler for one answer to a prompt. Raises BadSettings."""
+    def make(self, settings: SamplingSettings, prompt_ids: Sequence[int], n_begun: int = 0) -> Sampler:
+        """A sampler for one answer to a prompt, whose last `n_begun` tokens are the answer's beginning already.
+
+        Raises BadSettings, also where the grammar does not allow that beginning.
+        """
         sampler = Sampler(
             settings,
             self._n_vocab,
@@ -56,11 +59,13 @@ class Samplers:
             grammar=self._grammar(settings),
         )
         sampler.accept_prompt(prompt_ids)
+        if sampler.grammar is not None:
+            _follow(sampler.grammar, prompt_ids[len(prompt_ids) - n_begun :])
         return sampler
 
-    def begin(self, settings: SamplingSettings, prompt_ids: Iterable[int]) -> Future[Sampler]:
+    def begin(self, settings: SamplingSettings, prompt_ids: Sequence[int], n_begun: int = 0) -> Future[Sampler]:
         """`make`, on another thread: a grammar takes milliseconds, the first of all half a second, a large one more."""
-        return self._threads.submit(self.make, settings, prompt_ids)
+        return self._threads.submit(self.make, settings, prompt_ids, n_begun)
 
     @cached_property
     def _threads(self) -> ThreadPoolExecutor:
@@ -92,3 +97,16 @@ class Samplers:
     @cached_property
     def _token_bytes(self) -> list[bytes]:
         return self._tokens.token_bytes()
+
+
+def _follow(grammar: Grammar, begun: Sequence[int]) -> None:
+    """Take a grammar along the beginning of an answer. Raises BadSettings where it does not allow that."""
+    for place, token_id in enumerate(begun, 1):
+        try:
+            grammar.accept(token_id)
+        except BadSettings:
+            raise
+        except GemmafileError:
+            raise BadSettings(
+                f"the grammar does not allow an answer that begins so: token {place} of {len(begun)} cannot stand there"
+            ) from None

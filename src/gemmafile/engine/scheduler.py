@@ -129,6 +129,8 @@ class Scheduler:
             raise BadSettings(f"pooling is {job.pooling!r}, expected {', '.join(POOLINGS)}")
         if not -1 <= job.slot < len(self.slots):
             raise BadSettings(f"there is no slot {job.slot}: they go from 0 to {len(self.slots) - 1}")
+        if not 0 <= job.n_begun <= len(job.token_ids):
+            raise BadSettings(f"n_begun is {job.n_begun}: the prompt has {len(job.token_ids)} tokens")
         if len(job.token_ids) > self.engine.n_context:
             raise ContextOverflow(len(job.token_ids), self.engine.n_context)
         self.engine.check_ids(job.token_ids)
@@ -136,7 +138,7 @@ class Scheduler:
         if job.pooling is not None:
             pooling = Pooling(job.pooling, self.engine.config.embedding_dim)
         elif has_grammar(job.sampling):
-            making = self._samplers.begin(job.sampling, job.token_ids)
+            making = self._samplers.begin(job.sampling, job.token_ids, job.n_begun)
         else:
             sampler = self._samplers.make(job.sampling, job.token_ids)
         self._n_submitted += 1

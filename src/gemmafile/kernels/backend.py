@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
@@ -17,6 +17,10 @@ Trace = Callable[[str, np.ndarray], None]
 """Called with a value's name and float32[T, width] after it is computed; the array is only lent."""
 
 PEAK_GROUP = 128
+
+
+Told: TypeAlias = Callable[[int, int], None]
+"""How many of how many."""
 
 
 class Backend(Protocol):
@@ -35,8 +39,14 @@ class Backend(Protocol):
         """Of the logits of the last pass the largest of each PEAK_GROUP neighbours, NaN where one is not finite:
         float32[n_outputs, V / PEAK_GROUP], lent as they are. None: not computed."""
 
-    def prepare(self) -> None:
-        """The process is about to be confined: start now whatever processes a later pass will need."""
+    def prepare(self, told: Told | None = None) -> None:
+        """The process is about to be confined: start now whatever processes a later pass will need.
+
+        told  hears how much of how much is done: compile what is missing now, so that no pass waits for it
+        """
+
+    def n_walked(self) -> int:
+        """A number that is another as long as a pass gets on. May be asked from another thread."""
 
     def close(self) -> None: ...
 

@@ -42,10 +42,13 @@ def _has_numba() -> bool:
         return False
 
 
-def kernel_addresses(names: Iterable[str], say: Callable[[str], None] | None = None) -> dict[str, int]:
+def kernel_addresses(
+    names: Iterable[str], say: Callable[[str], None] | None = None, told: Callable[[int, int], None] | None = None
+) -> dict[str, int]:
     """The address of each kernel's machine code, loaded from where it is kept or compiled now.
 
-    say  gets one line when something has to be compiled for the first time; on a terminal a line counts the kernels
+    say   gets one line when something has to be compiled for the first time; on a terminal a line counts the kernels
+    told  hears how many of how many have been compiled, if any have to be
 
     Raises BadObject where there is no code for a kernel and no compiler.
     """
@@ -55,7 +58,7 @@ def kernel_addresses(names: Iterable[str], say: Callable[[str], None] | None = N
     if missing:
         if not _has_numba():
             raise BadObject(f"there is no machine code for {missing[0]} here and Numba is not installed to compile it")
-        _compile(missing, say)
+        _compile(missing, say, told)
     return {name: _addresses[name] for name in names}
 
 
@@ -69,9 +72,9 @@ class Kernels:
         if not _has_numba():
             self.prepare(names)
 
-    def prepare(self, names: Iterable[str]) -> None:
-        """Load these, and compile what is missing of them, all at once."""
-        kernel_addresses(names, self._say)
+    def prepare(self, names: Iterable[str], told: Callable[[int, int], None] | None = None) -> None:
+        """Load these, and compile what is missing of them, all at once. `told`  as for `kernel_addresses`"""
+        kernel_addresses(names, self._say, told)
 
     def be_confined(self, names: Iterable[str]) -> None:
         """Load what there is of these. What is missing will be compiled by processes that are started now: a process
@@ -112,7 +115,9 @@ def child_environment() -> dict[str, str]:
     return build.child_environment()
 
 
-def _compile(names: list[str], say: Callable[[str], None] | None) -> None:
+def _compile(
+    names: list[str], say: Callable[[str], None] | None, told: Callable[[int, int], None] | None = None
+) -> None:
     """Compile in as many processes as there are cores; a single kernel, and what they leave undone, here."""
     from gemmafile.kernels import build
 
@@ -126,7 +131,11 @@ def _compile(names: list[str], say: Callable[[str], None] | None) -> None:
             _addresses[name] = code.load()
             kept.keep(name, code)
             progress.advance()
+            if told is not None:
+                told(progress.done, len(names))
 
+        if told is not None:
+            told(0, len(names))
         if _compilers:
             _compilers[0].compile(names, keep)
         elif len(names) > 1:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from gemmafile.kernels.activations import remainder
-from gemmafile.kernels.backend import Trace
+from gemmafile.kernels.backend import Told, Trace
 from gemmafile.kernels.cache import KVCache
 from gemmafile.kernels.float32 import LANES, exp, fma, tanh, tree
 from gemmafile.kernels.formats_on import format_module
@@ -57,6 +57,7 @@ class ReferenceReplay:
         factors = None if weights.rope_freqs is None else _vector(weights.rope_freqs)
         ropes = {op.rope for op in tape.ops if isinstance(op, Rotate)}
         self._inv_freq = {rope: inverse_frequencies(rope, factors if rope.use_factors else None) for rope in ropes}
+        self._n_walked = 0
         self._last_read = {value.id: i for i, op in enumerate(tape.ops) for value in reads(op)}
 
     def run(self, batch: Batch, trace: Trace | None = None) -> np.ndarray:
@@ -81,6 +82,7 @@ class ReferenceReplay:
                 return np.empty((0, width_out), np.float32)
             with np.errstate(all="ignore"):  # infinities and NaN go their way, as in a compiled kernel
                 results = self._compute(op, [values[value.id] for value in reads(op)], batch)
+            self._n_walked += 1
             for value, result in zip(writes(op), results, strict=True):
                 values[value.id] = result
                 if trace is not None:
@@ -88,8 +90,11 @@ class ReferenceReplay:
             self._forget(values, reads(op), i)
         return results[0]
 
-    def prepare(self) -> None:
+    def prepare(self, told: Told | None = None) -> None:
         """There is nothing to be compiled."""
+
+    def n_walked(self) -> int:
+        return self._n_walked
 
     def close(self) -> None:
         """Nothing to give back."""

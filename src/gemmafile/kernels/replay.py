@@ -30,7 +30,7 @@ from gemmafile.kernels import (
 )
 from gemmafile.kernels.arena import Arena, aligned_bytes
 from gemmafile.kernels.attention_tasks import AttentionTasks
-from gemmafile.kernels.backend import PEAK_GROUP, Trace
+from gemmafile.kernels.backend import PEAK_GROUP, Told, Trace
 from gemmafile.kernels.cache import KVCache
 from gemmafile.kernels.compile import Kernels
 from gemmafile.kernels.formats_on import format_module
@@ -146,14 +146,24 @@ class CpuReplay:
         self._logits, self._hidden = writes(tape.ops[-1])[0], hidden_value(tape)
         self._peaks = self._add_peaks()
         self._has_peaks = False
+        self._walking: np.ndarray | None = None
         self._kernels = Kernels(_kernel_names(self._records) | self._attention_tasks.all_kernels, say)
         self._programs: dict[tuple[int, ...], Program] = {}
         self._allocate_pass(max(threads, threads_batch))
         self._team = Team(max(threads, threads_batch), self._kernels["threads.walk"])
 
-    def prepare(self) -> None:
-        """Be ready to be confined: compilers are started now for the kernels that are not there yet."""
-        self._kernels.be_confined(_kernel_names(self._records) | self._attention_tasks.all_kernels)
+    def prepare(self, told: Told | None = None) -> None:
+        """Be ready to be confined: kernels that are not there yet are compiled now, where somebody is told of it; else
+        compilers are started, and they are compiled when they are needed."""
+        names = _kernel_names(self._records) | self._attention_tasks.all_kernels
+        if told is not None:
+            self._kernels.prepare(names, told)
+        self._kernels.be_confined(names)
+
+    def n_walked(self) -> int:
+        """Chunks that were taken, of the pass under way or of the last."""
+        ops = self._walking
+        return 0 if ops is None else int(ops[:, NEXT // 8].sum())
 
     # --- a pass -------------------------------------------------------------------------------------------------
 
@@ -200,6 +210,7 @@ class CpuReplay:
         return program
 
     def _walk(self, ops: np.ndarray) -> None:
+        self._walking = ops
         self._shared[OPS // 8], self._shared[N_OPS // 8] = ops.ctypes.data, len(ops)
         n_threads = self._threads if self._shared[N_ROWS // 8] == 1 else self._threads_batch
         self._shared[N_THREADS // 8] = n_threads

@@ -45,7 +45,7 @@ class Ask:
     max_tokens    negative: until the model ends or the context is full · `stop` texts that end it
     n_probs       probabilities of so many tokens with each one; taken from `sampling` where it is not given here
     special       control tokens are written out · `slot` to run in, -1: any · `deadline_s` seconds at most
-    score_prompt  `Scores` of the prompt's tokens come first
+    score_prompt  `Scores` of the prompt's tokens come first · `n_begun` of its last tokens belong to the answer
     """
 
     token_ids: list[int]
@@ -58,6 +58,7 @@ class Ask:
     slot: int = -1
     deadline_s: float | None = None
     score_prompt: bool = False
+    n_begun: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +185,7 @@ def submit(door: Door, ask: Ask) -> JobStream:
         slot=ask.slot,
         deadline_s=min(seconds, default=None),
         score_prompt=ask.score_prompt,
+        n_begun=ask.n_begun,
     )
 
 
@@ -196,6 +198,8 @@ async def answer(door: Door, ask: Ask) -> AsyncGenerator[Event, None]:
         return
     if ask.n_probs > 0 or ask.sampling.n_probs > 0 or ask.score_prompt:
         raise bad_request("this server filters answers: it does not tell the probabilities of their tokens", "n_probs")
+    if ask.n_begun and (ask.sampling.grammar or ask.sampling.json_schema) is not None:
+        raise bad_request("this server filters prompts: an answer's beginning cannot be given as tokens", "n_begun")
     if ask.token_ids:
         check_ask(door, ask)
         ask = replace(ask, token_ids=await encode_away(lambda: door.filters.change_ids(ask.token_ids), LONG_TEXT + 1))

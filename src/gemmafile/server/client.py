@@ -29,6 +29,10 @@ __all__ = ["Embedding", "End", "EngineClient", "EngineInfo", "Event", "JobStream
 MOST_DEATHS, DEATHS_WITHIN_S = 3, 60.0
 """An engine that dies so often in so many seconds is not started again."""
 
+STILL_S, LOST_S = 30, 120
+"""An engine that does not get on for so many seconds is told of by /health; after the second it is ended, and another
+started. Passes may take minutes on a slow machine: what counts is whether they move (engine_process.py's beats)."""
+
 _COUNTED = frozenset("efv")
 """Kinds of events that end a job: those `on_event` hears of."""
 
@@ -117,6 +121,7 @@ class EngineClient:
 
     `state`     "loading" until it is ready, also after a restart; "dead" between a death and the next start
     `progress`  of loading, from 0 to 1 · `stats` what the engine last said about itself · `n_restarts`
+    `silent_s`  seconds since the engine was last heard of, as far as this process was awake to hear it
     `failure`   a future of the reason why there is none any more
     """
 
@@ -133,7 +138,8 @@ class EngineClient:
         self.progress, self.line = 0.0, ""
         self.info: EngineInfo | None = None
         self.stats: dict[str, Any] = {}
-        self.n_restarts = 0
+        self.n_restarts = self.silent_s = 0
+        self.lost_s = LOST_S
         self.jobs: dict[int, JobStream] = {}
         self.process: asyncio.subprocess.Process | None = None
         self.ready = asyncio.Event()
@@ -145,6 +151,7 @@ class EngineClient:
         self._failed: Failure | None = None
         self._is_stopping = False
         self._task: asyncio.Task[None] | None = None
+        self._listening: asyncio.Task[None] | None = None
 
     # --- the process ---------------------------------------------------------------------------------------------
 
@@ -152,10 +159,13 @@ class EngineClient:
         """Start the process; returns at once, while it loads."""
         await self._spawn()
         self._task = asyncio.create_task(self._keep_running())
+        self._listening = asyncio.create_task(self._end_the_silent())
 
     async def stop(self, seconds: float = 5.0) -> None:
         """End the process: by a word, and where that does not help, by force."""
         self._is_stopping = True
+        if self._listening is not None:
+            self._listening.cancel()
         self.send({"op": "stop"})
         if self.process is not None and self.process.stdin is not None:
             with contextlib.suppress(OSError, RuntimeError):
@@ -171,6 +181,7 @@ class EngineClient:
 
     async def _spawn(self) -> None:
         self.state, self.progress, self.info = "loading", 0.0, None
+        self.silent_s, self.line = 0, ""
         self.ready.clear()
         told = json.dumps({**self.arguments, "sys_path": sys.path})
         command = [sys.executable, *interpreter_flags(), "-c", BOOT.format(module=self._module), told]
@@ -201,6 +212,17 @@ class EngineClient:
                 return
             self.n_restarts += 1
             await self._spawn()
+
+    async def _end_the_silent(self) -> None:
+        """An engine that is ready and says nothing for `lost_s` is as good as dead. Counted second by second: time in
+        which this process slept as well, or its machine, is nobody's silence."""
+        while True:
+            await asyncio.sleep(1)
+            self.silent_s = self.silent_s + 1 if self.state == "ready" else 0
+            if self.silent_s >= self.lost_s:
+                self._say(f"the engine has not moved for {self.silent_s} s: it is ended")
+                self.silent_s = 0
+                self._kill()
 
     def fail_jobs(self, status: int, message: str) -> None:
         """End every job under way with an error."""
@@ -244,6 +266,7 @@ class EngineClient:
 
     def _take(self, frame: dict[str, Any]) -> None:
         kind = frame["ev"]
+        self.silent_s = 0
         if kind == "events":
             for item in frame["items"]:
                 event = frames.unpack_event(item)

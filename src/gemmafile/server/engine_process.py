@@ -24,6 +24,9 @@ from gemmafile.server.frames import LENGTH, encode, pack_event
 if TYPE_CHECKING:
     from gemmafile.engine.scheduler import Scheduler
 
+BEAT_S = 5.0
+"""Seconds between two signs of life, which are given while passes get on, or nobody asks for any."""
+
 STATS_S = 0.5
 """Seconds between two reports of the engine's state, at least."""
 
@@ -86,9 +89,13 @@ def _work(pipes: Pipes, arguments: dict[str, Any]) -> None:
         pipes.send({"ev": "loading", "progress": 0.5, "line": line})
         print(f"gemmafile: {line}", file=sys.stderr, flush=True)
 
+    def told(done: int, total: int) -> None:
+        line = f"Kernels are compiled for this processor, once: {done} of {total}"
+        pipes.send({"ev": "loading", "progress": 0.2 + 0.8 * done / total, "line": line})
+
     pipes.listen()
     confine_files(arguments, say)
-    pipes.send({"ev": "loading", "progress": 0.1, "line": "opening the model"})
+    pipes.send({"ev": "loading", "progress": 0.1, "line": "The model is being opened"})
     from gemmafile.engine.scheduler import IDLE_BYTES, Scheduler
     from gemmafile.model_api import Model
     from gemmafile.settings import ContextSettings, ServeSettings, from_fields
@@ -96,7 +103,7 @@ def _work(pipes: Pipes, arguments: dict[str, Any]) -> None:
     settings = from_fields(ServeSettings, arguments["serve"])
     context = from_fields(ContextSettings, arguments["context"])
     with Model(arguments["path"], context, say=say, n_sequences=settings.parallel) as model:
-        model.engine.prepare()
+        model.engine.prepare(told)
         confine_calls(arguments, say)
         idle_bytes = IDLE_BYTES if settings.cache_ram is None else settings.cache_ram << 20
         scheduler = Scheduler(
@@ -157,14 +164,20 @@ class Worker:
     def __init__(self, scheduler: Scheduler, pipes: Pipes, slot_folder: Path | None = None):
         self.scheduler, self.pipes, self.slot_folder = scheduler, pipes, slot_folder
         self._told_s = 0.0
+        self._n_turns, self._is_waiting = 0, False
         self._told: dict[str, float] = {}
 
     def run(self) -> NoReturn:
         """Until the process ends."""
+        threading.Thread(target=self._beat, daemon=True).start()
         while True:
+            self._n_turns += 1
             if self.scheduler.is_idle:
                 self._tell_stats()
-                self._take(self.pipes.frames.get())
+                self._is_waiting = True
+                frame = self.pipes.frames.get()
+                self._is_waiting = False
+                self._take(frame)
             while not self.pipes.frames.empty():
                 self._take(self.pipes.frames.get())
             events = self.scheduler.step()
@@ -172,6 +185,17 @@ class Worker:
                 self.pipes.send({"ev": "events", "items": [pack_event(event) for event in events]})
             if time.monotonic() - self._told_s > STATS_S:
                 self._tell_stats()
+
+    def _beat(self) -> None:
+        """Say now and then that this process gets on: a pass may take minutes, and one that hangs for ever."""
+        backend, last = self.scheduler.engine.backend, (-1, -1)
+        while True:
+            time.sleep(BEAT_S)
+            now = self._n_turns, backend.n_walked()
+            if self._is_waiting or now != last:
+                with contextlib.suppress(OSError):  # the door is gone, and this process soon
+                    self.pipes.send({"ev": "alive"})
+            last = now
 
     def _take(self, frame: dict[str, Any]) -> None:
         match frame.pop("op"):

@@ -19,6 +19,7 @@ from gemmafile import __version__
 from gemmafile.engine.jobs import SlotDone
 from gemmafile.server.answering import Ask, encode_away
 from gemmafile.server.body import Fields, json_object, read_body, read_json
+from gemmafile.server.client import STILL_S
 from gemmafile.server.door import Door
 from gemmafile.server.embedding import as_list, embed, normalize
 from gemmafile.server.errors import ApiError, bad_request
@@ -78,7 +79,10 @@ class Native:
 
     async def health(self, request: Request) -> Response:
         """200 when there is an engine; 503 in llama.cpp's words while there is none."""
-        self.door.client.require_ready()
+        client = self.door.client
+        client.require_ready()
+        if client.silent_s >= STILL_S:
+            raise ApiError(503, f"the engine has not moved for {client.silent_s} s", retry_after=5)
         found: dict[str, Any] = {"status": "ok"}
         if {"include_slots", "fail_on_no_slot"} & set(request.query_params):
             slots = await self.door.client.slots()

@@ -21,6 +21,7 @@ from gemmafile.server.constraints import check_away
 from gemmafile.server.door import Door
 from gemmafile.server.errors import ApiError, bad_request, error_body
 from gemmafile.server.json_response import Json, finite
+from gemmafile.server.openai_requests import read_response_format
 from gemmafile.server.sampling_fields import read_sampling
 from gemmafile.server.streaming import begin, merge, stream_until_disconnect, until_disconnect
 
@@ -143,11 +144,16 @@ def read_wish(fields: Fields, door: Door) -> Wish:
     name = "n_predict" if "n_predict" in fields else "max_tokens"
     n_predict = fields.whole(name, door.run.n_predict, -2, 2**31 - 1)
     sampling = read_sampling(fields, door)
+    if (schema := read_response_format(fields)) is not None:
+        if sampling.grammar is not None or sampling.json_schema is not None:
+            raise bad_request("response_format and a grammar or json_schema were both given: which one?")
+        sampling = dataclasses.replace(sampling, json_schema=schema)
     slot = fields.whole("id_slot" if "id_slot" in fields else "slot_id", -1, -1, 2**31 - 1)
     ask = Ask(
         [], sampling, max_tokens=n_predict, n_probs=sampling.n_probs, slot=slot,
         stop=[text for text in fields.texts("stop", 1000) if text] or door.run.reverse_prompts,
         cache_prompt=fields.flag("cache_prompt", True), special=door.run.special,
+        n_begun=fields.whole("n_begun", 0, 0, 2**31 - 1),
     )  # fmt: skip
     count = "n_cmpl" if "n_cmpl" in fields else "n"
     for ignored, low in (("n_keep", -1), ("n_discard", 0)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from gemmafile.server.openapi_openai import EXTRAS, IDS
+from gemmafile.server.openapi_openai import EXTRAS, IDS, response_format
 from gemmafile.server.openapi_shapes import (
     ANY_OBJECT,
     COUNT,
@@ -45,6 +45,8 @@ def _completion_request() -> Schema:
             "n_cmpl": whole(1, 64),
             "n_keep": whole(-1),
             "n_indent": whole(0),
+            "n_begun": whole(0),
+            "response_format": response_format(),
             "return_tokens": FLAG,
             "timings_per_token": FLAG,
             "return_progress": FLAG,

@@ -121,7 +121,7 @@ def schemas() -> dict[str, Schema]:
     }
 
 
-def _response_format() -> Schema:
+def response_format() -> Schema:
     schema = either(ANY_OBJECT, FLAG)
     return {
         "type": "object",
@@ -152,7 +152,7 @@ def _chat_request() -> Schema:
             "stop": STOPS,
             "logprobs": FLAG,
             "top_logprobs": whole(0, 20),
-            "response_format": _response_format(),
+            "response_format": response_format(),
             "tools": array(named("Tool"), maxItems=128),
             "tool_choice": either(words("none", "auto", "required"), choice),
             "parallel_tool_calls": FLAG,
@@ -221,7 +221,7 @@ def _completion_request() -> Schema:
                 "maxLength": 0,
                 "description": "Not supported: these models fill in no middle.",
             },
-            "response_format": _response_format(),
+            "response_format": response_format(),
             "user": STRING,
             **EXTRAS,
             **sampling_fields(),

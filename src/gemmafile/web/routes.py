@@ -80,7 +80,8 @@ class Page:
 
     async def state(self, request: Request) -> Response:
         client = self.door.client
-        return Json({"state": client.state, "progress": client.progress, "restarts": client.n_restarts})
+        found = {"state": client.state, "progress": client.progress, "restarts": client.n_restarts}
+        return Json({**found, "line": client.line if client.state == "loading" else ""})
 
     async def papers(self) -> Papers:
         if self._papers is None:

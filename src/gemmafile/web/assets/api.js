@@ -106,13 +106,16 @@ const tokensOf = (entries) =>
 const progressOf = (found) =>
   found && { done: found.processed, total: found.total, cached: found.cache ?? 0 };
 
+/** Objects hold what the schema names, and nothing else. @param {any} schema */
+const formOf = (schema) => ({ type: "json_schema", json_schema: { name: "answer", schema } });
+
 /** An answer to a conversation, by the model's own template. @param {any} request @param {AbortSignal} signal
  * @returns {AsyncGenerator<Piece>} */
 export async function* chatStream(request, signal) {
   const { n_probs: nProbs, json_schema: schema, n_predict: length, ...rest } = request;
   const json = { ...rest, stream: true, return_progress: true };
   if (nProbs) Object.assign(json, { logprobs: true, top_logprobs: nProbs });
-  if (schema) json.response_format = { type: "json_schema", json_schema: { name: "answer", schema } };
+  if (schema) json.response_format = formOf(schema);
   if (length >= 0) json.max_tokens = length;
   let reason = "";
   let timings = null;
@@ -129,7 +132,8 @@ export async function* chatStream(request, signal) {
 /** What follows after token ids, or a text. @param {any} request @param {AbortSignal} signal
  * @returns {AsyncGenerator<Piece>} */
 export async function* completionStream(request, signal) {
-  const json = { ...request, stream: true, return_progress: true };
+  const { json_schema: schema, ...rest } = request;
+  const json = { ...rest, ...(schema ? { response_format: formOf(schema) } : {}), stream: true, return_progress: true };
   for await (const found of events(await call("completion", { json, signal }))) {
     if (found.prompt_progress) yield { progress: progressOf(found.prompt_progress) };
     yield { text: found.content ?? "", tokens: tokensOf(found.completion_probabilities) };

@@ -52,13 +52,14 @@ async function untilAnswered() {
 async function untilReady() {
   for (let wait = 150; ; wait = Math.min(1500, wait * 1.3)) {
     try {
-      const { state, progress, restarts } = await getJson("page/state");
+      const { state, progress, restarts, line } = await getJson("page/state");
       if (state === "ready") {
         byId("loading").hidden = true;
         if (page.info) Object.assign(page.info, await getJson("page/info").catch(() => ({})));
         return;
       }
-      showLoading(restarts || state === "dead" ? "The engine stopped and is being started again" : "The model is being loaded", progress);
+      const words = restarts || state === "dead" ? "The engine stopped and is being started again" : "The model is being loaded";
+      showLoading(line || words, progress);
     } catch (error) {
       showLoading(/** @type {ServerError} */ (error).message, undefined, true);
     }

@@ -239,11 +239,8 @@ async function openStream(conversation, message, parent, ids, signal) {
     const { prompt_template, history_template, user, bot } = settings;
     Object.assign(message.request, { prompt_template, history_template, user, bot });
   }
-  if (ids && (fields.grammar || fields.json_schema)) {
-    delete fields.grammar;
-    delete fields.json_schema;
-    toast("Going on without the grammar: it cannot begin in the middle");
-  }
+  // What is gone on with has to follow the grammar too: its tokens are in the prompt, but the answer's own.
+  if (ids && (fields.grammar || fields.json_schema)) fields.n_begun = ids.length;
   return completionStream({ prompt: [...built.tokens, ...(ids ?? [])], stop: built.stop, ...fields }, signal);
 }
 
