@@ -91,18 +91,32 @@ def test_threads_that_cannot_be_are_said(copy: Path, capfd: pytest.CaptureFixtur
     assert "--threads is -5" in capfd.readouterr().err
 
 
-def test_damage_in_weights_names_the_tensor(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("number", [0, 7, -1])
+def test_damage_in_weights_names_the_tensor(copy: Path, capfd: pytest.CaptureFixture[str], number: int) -> None:
     manifest = read_manifest(copy).manifest
     entry = manifest.weights[0]
     member = next(m for m in manifest.members if m.name == entry.name)
-    name, offset, _ = entry.tensors[0]
-    with copy.open("r+b") as file:
-        file.seek(member.offset + offset)
-        file.write(b"\xff\xfe")
+    name, offset, size = entry.tensors[number]
+    change(copy, member.offset + offset + size - 1)
     assert main(["verify", str(copy), "--quiet"]) == 1
-    out = capfd.readouterr().out
-    assert entry.name in out
-    assert name in out
+    (line,) = (line for line in capfd.readouterr().out.splitlines() if line.startswith("DAMAGED"))
+    assert line.startswith(f"DAMAGED  {entry.name}: ")
+    assert [n for n, _, _ in entry.tensors if n in line.split()] == [name]
+
+
+def change(path: Path, at: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        old = file.read(1)
+        file.seek(at)
+        file.write(bytes([old[0] ^ 0x55]))
+
+
+def test_damage_in_the_header_of_the_weights_is_said_so(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    manifest = read_manifest(copy).manifest
+    change(copy, manifest.members[-1].offset + 100)
+    assert main(["verify", str(copy), "--quiet"]) == 1
+    assert "its header" in capfd.readouterr().out
 
 
 def test_damaged_code_does_not_run(packed: Packed, copy: Path, tmp_path: Path, full: bool) -> None:

@@ -202,7 +202,8 @@ def _copy(
     source: Source, entry: WeightsEntry, file: BinaryIO, edition: Edition, on_bytes: Callable[[int], None]
 ) -> None:
     member = edition.member(source.name)
-    tree, is_sparse = TreeHash(), source.is_sparse
+    places = [(offset, size) for _, offset, size in entry.tensors]
+    tree, is_sparse = TreeHash(parts=places), source.is_sparse
     zeros = bytes(STREAM_BYTES)
 
     with source.path.open("rb") as original, _Flusher(file) as flusher:
@@ -217,6 +218,7 @@ def _copy(
         raise BadFile(source.path, f"became shorter while it was packed: {done} bytes of {source.size}")
     entry.sha256 = tree.finish()
     entry.chunks, member.crc = tree.chunks, tree.crc
+    entry.checksums = [tree.checksums.of(*place) for place in places]
     write_at(file, member.header_offset, local_header(member))
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from queue import SimpleQueue
 from typing import BinaryIO
 
+from gemmafile.pack.checksums import PartChecksums
 from gemmafile.pack.layout import CHUNK_BYTES
 
 BLOCK_BYTES = 8 << 20
@@ -22,21 +22,22 @@ STREAM_BYTES, STREAM_BLOCKS = 1 << 20, 24
 
 
 class TreeHash:
-    """SHA-256 of each 64 MiB of a stream, of the whole, and its CRC-32."""
+    """SHA-256 of each 64 MiB of a stream, of the whole, and its CRC-32; `checksums` also those of `parts` of it."""
 
-    def __init__(self, *, whole: bool = True) -> None:
+    def __init__(self, *, whole: bool = True, parts: Iterable[tuple[int, int]] = ()) -> None:
         self.chunks: list[str] = []
-        self.crc = 0
+        self.checksums = PartChecksums(parts)
         self._whole = hashlib.sha256() if whole else None
         self._chunk = hashlib.sha256()
         self._in_chunk = 0
 
     def jobs(self) -> list[Callable[[memoryview], None]]:
         """What is to be done with each block, in order; the jobs may be in different blocks at the same time."""
-        return [self._add_to_chunks, self._add_to_crc, *([self._whole.update] if self._whole is not None else [])]
+        return [self._add_to_chunks, self.checksums.add, *([self._whole.update] if self._whole is not None else [])]
 
-    def _add_to_crc(self, block: memoryview) -> None:
-        self.crc = zlib.crc32(block, self.crc)
+    @property
+    def crc(self) -> int:
+        return self.checksums.whole
 
     def _add_to_chunks(self, block: memoryview) -> None:
         while block:

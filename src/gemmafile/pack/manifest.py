@@ -7,7 +7,8 @@ A JSON document, the member `manifest.json`:
     head         {"slot", "sha256"} of page 0 and that slot together
     size         bytes of the whole file · `directory` where its central directory begins
     members      [{"name", "offset", "size", "crc32", "sha256"}]; the manifest and the signature are not among them
-    weights      [{"name", "size", "sha256", "root", "chunks": [sha256 ...], "tensors": [[name, offset, size] ...]}]
+    weights      [{"name", "size", "sha256", "root", "chunks": [sha256 ...],
+                   "tensors": [[name, offset, size, crc32] ...]}]
     left_over    [[offset, size] ...]: room that an edit gave up, whose bytes mean nothing
     before       SHA-256 of the central directory before that edit, which a cut-short edit leaves in place, and behind
                  it of each member, header first, that only that directory lists
@@ -34,13 +35,14 @@ MAX_BYTES = 64 << 20
 
 @dataclass
 class WeightsEntry:
-    """A GGUF member. `tensors`  (name, offset in the member, bytes)"""
+    """A GGUF member. `tensors`  (name, offset in the member, bytes) · `checksums` CRC-32 of each, or none"""
 
     name: str
     size: int
     sha256: str = NO_DIGEST
     chunks: list[str] = field(default_factory=list)
     tensors: list[tuple[str, int, int]] = field(default_factory=list)
+    checksums: list[int] = field(default_factory=list)
 
     @property
     def root(self) -> str:
@@ -48,10 +50,11 @@ class WeightsEntry:
 
     def to_json(self) -> dict[str, Any]:
         chunks = self.chunks or [NO_DIGEST] * -(-self.size // CHUNK_BYTES)
+        checksums = self.checksums or [0] * len(self.tensors)
         return {
             "name": self.name, "size": self.size, "sha256": self.sha256,
             "root": self.root if self.chunks else NO_DIGEST, "chunks": chunks,
-            "tensors": [list(t) for t in self.tensors],
+            "tensors": [[*t, f"{crc:08x}"] for t, crc in zip(self.tensors, checksums, strict=True)],
         }  # fmt: skip
 
 
@@ -105,7 +108,8 @@ class Manifest:
             weights = [
                 WeightsEntry(
                     str(w["name"]), int(w["size"]), str(w["sha256"]), [str(c) for c in w["chunks"]],
-                    [(str(name), int(offset), int(size)) for name, offset, size in w["tensors"]],
+                    [(str(name), int(offset), int(size)) for name, offset, size, _ in w["tensors"]],
+                    [int(crc, 16) for _, _, _, crc in w["tensors"]],
                 )
                 for w in document["weights"]
             ]  # fmt: skip

@@ -303,18 +303,31 @@ def _weights_jobs(
         size = min(CHUNK_BYTES, member.size - start)
         if _digest(file, member.offset + start, size, on_bytes) == entry.chunks[number]:
             return []
-        return [Damage(member.name, _describe_chunk(entry, start, size), member.offset + start)]
+        return [Damage(member.name, _describe_chunk(file, member, entry, start, size), member.offset + start)]
 
     return [lambda number=number: check(number) for number in range(len(entry.chunks))]  # type: ignore[misc]
 
 
-def _describe_chunk(entry: WeightsEntry, start: int, size: int) -> str:
-    inside = [name for name, offset, n in entry.tensors if offset < start + size and offset + n > start]
-    first = min((offset for _, offset, _ in entry.tensors), default=0)
-    parts = (["its header"] if start < first else []) + inside[:1]
-    more = f" and {len(inside) - 1} more tensors" if len(inside) > 1 else ""
-    where = " or ".join(parts) or "no tensor"
-    return f"damaged in bytes {start:,} to {start + size:,}: {where}{more}"
+def _describe_chunk(file: BinaryIO, member: Member, entry: WeightsEntry, start: int, size: int) -> str:
+    """Which tensors of a damaged chunk are not what they were, by their CRC-32; else what lies there."""
+    inside = [
+        (tensor, crc)
+        for tensor, crc in zip(entry.tensors, entry.checksums, strict=True)
+        if tensor[1] < start + size and tensor[1] + tensor[2] > start
+    ]
+    names = [name for (name, offset, n), crc in inside if _crc(file, member.offset + offset, n) != crc]
+    if not names:
+        first = min((offset for _, offset, _ in entry.tensors), default=0)
+        names = ["its header"] if start < first else ["no tensor, but between them"]
+    more = f" and {len(names) - 1} more tensors" if len(names) > 1 else ""
+    return f"damaged in bytes {start:,} to {start + size:,}: {names[0]}{more}"
+
+
+def _crc(file: BinaryIO, offset: int, size: int) -> int:
+    crc = 0
+    for block in blocks_of(file, offset, size):
+        crc = zlib.crc32(block, crc)
+    return crc
 
 
 def _digest(file: BinaryIO, offset: int, size: int, on_bytes: Callable[[int], None]) -> str:
