@@ -232,8 +232,9 @@ def _make_matmul(f: Quad) -> Callable[..., None]:
     n_tokens, n_parts, part_bytes = tile.n_tokens, 2 // tile.vectors, 128 if is_wide else 64
     has_offset = f.offset != 0 and not is_wide
     start = tile.start(f.offset)
-    dot = tile.wide_dot(2) if is_wide else tile.dot([0, 4, 8, 12, 64, 68, 72, 76])
-    widen, bytes_64 = tile.widen_quad(), emit.vec("u8", 64)
+    offsets = [0, 4, 8, 12, 64, 68, 72, 76]
+    dot = tile.wide_dot(2, offsets) if is_wide else tile.dot(offsets)
+    widen, bytes_64 = tile.widen(2), emit.vec("u8", 64)
     off = f.offset if is_wide else 0
     take_off = emit.make(bytes_64, [bytes_64], lambda b, v: b.sub(v, emit.splat_constant(v.type, off)) if off else v)
     # A panel of words has half as many quads in twice the bytes.
@@ -315,9 +316,9 @@ def _make_matmul(f: Quad) -> Callable[..., None]:
                             sums = load_tile(c, out_stride)
                         for k in range(here):
                             a = load(op + PACKED) + (quad + k) * stride + t * QUAD_BYTES
-                            b, b_step = a, 16
+                            b = a
                             if is_wide:
-                                b, b_step = wide + k * _WIDE, 32
+                                b = wide + k * _WIDE
                                 if part == 0:
                                     widen(a, b)
                             panel = panels + k * panel_bytes + part * part_bytes
@@ -327,7 +328,7 @@ def _make_matmul(f: Quad) -> Callable[..., None]:
                                     acc = start(a + QUAD_MINUS_SUMS + 4 * j)
                                 else:
                                     acc = zero_ints()
-                                acc = dot(acc, panel + block_bytes * j, b + b_step * j)
+                                acc = dot(acc, panel + block_bytes * j, b + 16 * j)
                                 sums = fma_ints(sums, acc, d + 128 * j, a + QUAD_D + 4 * j)
                                 if is_added_to:
                                     sums = fma_outer(sums, d + _SCALES + 128 * j, a + QUAD_D_SUMS + 4 * j)

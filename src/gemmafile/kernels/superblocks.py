@@ -115,7 +115,12 @@ def _make_matmul(f: SuperBlock) -> Callable[..., None]:
     has_twice = by_words or is_wide
     # A panel of words holds the weights times their sub-scales, one super-block in twice the bytes.
     panel_blocks = 1 if is_wide else PANEL_BLOCKS
-    widen, wide_dot, scale_words, bytes_64 = tile.widen(4), tile.wide_dot(4), tile.scale_words(), emit.vec("u8", 64)
+    widen, wide_dot, scale_words, bytes_64 = (
+        tile.widen(4),
+        tile.wide_dot(4, range(0, 32, 4)),
+        tile.scale_words(),
+        emit.vec("u8", 64),
+    )
     take_off = emit.make(bytes_64, [bytes_64], lambda b, v: b.sub(v, emit.splat_constant(v.type, f.offset)))
     transpose_words = transposer([256 * i for i in range(16)], words_apart)
 

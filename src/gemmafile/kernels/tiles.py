@@ -161,31 +161,19 @@ class WeightTile:
 
         return make(void, [address, address], code)
 
-    def widen_quad(self) -> Any:
-        """widen_quad(a, target): the same of a quad, its four blocks one behind the other."""
-
-        def code(b: Any, a: Any, target: Any) -> None:
-            for t in range(self.n_tokens):
-                halves = [words_apart(b, load_at(b, a, _INTS, t * self.token_bytes + 64 * i)) for i in range(2)]
-                for odd, (first, last) in enumerate(zip(*halves, strict=True)):
-                    for two in range(2):
-                        lanes = [8 * two + 4 * (i // 8) + i % 4 + 16 * (i // 4 % 2) for i in range(16)]
-                        store_at(b, emit.shuffle(b, first, last, lanes), target, 256 * t + 128 * odd + 64 * two)
-
-        return make(void, [address, address], code)
-
-    def wide_dot(self, n_chunks: int) -> Any:
-        """wide_dot(acc, panel, a): 32 columns of what `widen` made; panel [step][2 vectors][even, odd][16 rows][2]."""
+    def wide_dot(self, n_chunks: int, offsets: Sequence[int]) -> Any:
+        """wide_dot(acc, panel, a): acc += the products of successive panel steps with the 4 columns that `widen` has at
+        a + each offset; panel [step][2 vectors][first and third, second and fourth column][16 rows][2]."""
         words, part_bytes = ir.VectorType(I16, 16), 64 * n_chunks
 
         def code(b: Any, acc: Any, panel: Any, a: Any) -> Any:
             parts = [emit.half(b, v, h) for v in split(b, acc) for h in range(2)]
-            for step in range(16):
+            for step in range(2 * len(offsets)):
                 s, odd = step // 2, step % 2
                 for v in range(self.vectors):
                     rows = [load_at(b, panel, words, 256 * s + 128 * v + 64 * odd + 32 * h) for h in range(2)]
                     for t in range(self.n_tokens):
-                        two = b.bitcast(splat(b, load_at(b, a, I32, part_bytes * (2 * t + odd) + 4 * s), 8), words)
+                        two = b.bitcast(splat(b, load_at(b, a, I32, part_bytes * (2 * t + odd) + offsets[s]), 8), words)
                         for h in range(2):
                             i = 2 * (v * self.n_tokens + t) + h
                             parts[i] = emit.dot_words(b, parts[i], rows[h], two)
