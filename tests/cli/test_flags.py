@@ -10,6 +10,7 @@ import pytest
 
 from gemmafile.cli.flags import (
     HELP,
+    HUB,
     MODEL,
     Flag,
     Given,
@@ -26,7 +27,7 @@ from gemmafile.cli.run import GROUPS, make_plan
 from gemmafile.errors import BadSettings
 from gemmafile.settings import ContextSettings, RunSettings, SamplingSettings, from_fields
 
-FLAGS: list[Flag] = [MODEL, HELP, *(flag for _, kind in GROUPS for flag in flags_of(kind))]
+FLAGS: list[Flag] = [MODEL, *HUB, HELP, *(flag for _, kind in GROUPS for flag in flags_of(kind))]
 
 
 def read(*words: str, environ: dict[str, str] | None = None) -> Given:
@@ -177,7 +178,7 @@ def test_a_flag_takes_the_next_word_whatever_it_looks_like(prompt: str) -> None:
         "--prio 2", "--cpu-mask ff", "-C ff", "--cpu-range 0-3", "--defrag-thold 0.1", "--dump-kv-cache",
         "--logdir x", "--log-file x", "--log-new", "--log-append", "--print-token-count 5", "--fast",
         "--precise", "--trap", "--recompile", "--nocompile", "--tinyblas", "-sm layer",
-        "-ts 1,2", "-mg 0", "-nkvo", "-cb", "--jinja", "--tfs 1.0",
+        "-ts 1,2", "-mg 0", "-nkvo", "-cb", "--jinja", "--tfs 1.0", "--prefill-assistant",
     ],
 )  # fmt: skip
 def test_a_flag_that_changes_no_answer_is_accepted(words: str) -> None:
@@ -191,7 +192,8 @@ def test_a_flag_that_changes_no_answer_is_accepted(words: str) -> None:
     "words",
     [
         "--control-vector x", "--control-vector-scaled x 1", "--mmproj x", "--image x", "-md x", "--draft 5",
-        "-hf a/b", "--context-shift", "--grp-attn-n 2", "--cfg-scale 2", "--rpc x",
+        "-mu x", "--list-devices", "--ppl-stride 4", "--chat-template-kwargs {}",
+        "--context-shift", "--grp-attn-n 2", "--cfg-scale 2", "--rpc x",
         "--instruct", "--chatml", "--random-prompt", "--yarn-ext-factor 1",
     ],
 )  # fmt: skip

@@ -47,6 +47,13 @@ def test_ways_to_name_the_model(command: Runner, tiny_path: Path, words: list[st
     assert command(*[tiny_path if word == "MODEL" else word for word in words], *GREEDY, "-p", "a", "-n", 2) == whole
 
 
+def test_a_name_of_the_hub_is_told_how_it_is_fetched(command: Runner) -> None:
+    done = command("run", "google/gemma-2-2b-it", "-p", "a")
+    assert (done.code, done.out) == (1, "")
+    assert "-hf google/gemma-2-2b-it" in done.err
+    assert "-hf" not in command("run", "models/none.gguf", "-p", "a").err
+
+
 def test_the_environment_names_the_model(command: Runner, tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMA_ARG_MODEL", str(tiny_path))
     assert command("run", *GREEDY, "-p", "a", "-n", 1).code == 0

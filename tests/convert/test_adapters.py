@@ -112,6 +112,15 @@ def test_merged_is_run(kind: str, tmp_path: Path) -> None:
     assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.98
 
 
+def test_a_sum_too_large_for_halves_leaves_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = small("gemma2")
+    base, lora = write_checkpoint(tmp_path / "base", model, dtype="F32"), write_lora(tmp_path / "lora", model)
+    words = ["merge", str(base), "--lora-scaled", f"{lora}:1e9", "-o", str(tmp_path / "m.gguf"), "--outtype", "f16"]
+    assert main([*words, "--quiet"]) == 1
+    assert "with its adapters it holds a number that is" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "lora"]
+
+
 @pytest.mark.parametrize("dtype", ["F32", "BF16"])
 def test_the_law_of_rows_holds_with_adapters(dtype: str, tmp_path: Path) -> None:
     """Compiled kernels: chunked or at once, and as the reference, to the bit."""

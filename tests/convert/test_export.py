@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from gemmafile.cli.main import main
+from gemmafile.convert.to_checkpoint import write_checkpoint as write_back
 from gemmafile.files.huggingface.checkpoint import Checkpoint
 from gemmafile.files.open import open_model
 from gemmafile.model.config import read_config
 from tests.checkpoints import write_checkpoint
 from tests.files.huggingface.test_checkpoint import small
+from tools.make_tiny import write_tiny
 
 LLAMAS = ("llama", "llama3")
 
@@ -22,8 +24,6 @@ LLAMAS = ("llama", "llama3")
 @pytest.mark.parametrize("shard_bytes", [5 * 10**9, 60_000])
 def test_there_and_back_is_the_same(name: str, shard_bytes: int, tmp_path: Path) -> None:
     """Checkpoint to GGUF to checkpoint: every tensor the same bits, the same configuration, the same tokens."""
-    from gemmafile.convert.to_checkpoint import write_checkpoint as write_back
-
     folder = write_checkpoint(tmp_path / "hf", small(name), dtype="BF16")
     assert main(["convert", str(folder), "-o", str(tmp_path / "model.gguf"), "--quiet"]) == 0
     with open_model(tmp_path / "model.gguf") as file:
@@ -56,6 +56,22 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path, capsys: pyt
     folder = write_checkpoint(tmp_path / "hf", small("gemma2"))
     assert main(["export", str(folder), "-o", str(folder), "--quiet"]) == 2
     assert "not an empty folder" in capsys.readouterr().err
+
+
+def test_a_number_too_large_for_halves_is_told_and_the_first_token_may_be_the_last(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = small("llama")
+    tiny.weights["blk.1.ffn_up.weight"][3, 1] = 70_000
+    model = write_tiny(tiny, tmp_path / "m.gguf")
+    assert main(["export", str(model), "-o", str(tmp_path / "half"), "--outtype", "f16", "--quiet"]) == 1
+    assert "tensor 'blk.1.ffn_up.weight': holds a number that is" in capsys.readouterr().err
+    with open_model(model) as file:
+        for key in ("bos", "eos"):
+            file.metadata.override(f"tokenizer.ggml.{key}_token_id", 0)
+        write_back(file, tmp_path / "whole")
+    generation = json.loads((tmp_path / "whole/generation_config.json").read_text())
+    assert generation == {"bos_token_id": 0, "eos_token_id": 0}
 
 
 def test_modelfile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -115,6 +115,39 @@ class TestPull:
         assert path.endswith("tiny-F16.gguf")
         assert not (Path(path).parent / "tiny-Q6_K.gguf").exists()
 
+    @pytest.mark.parametrize("words", [[], ["-o", "here"]])
+    def test_what_is_here_needs_no_room(
+        self, hub: Hub, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        import shutil
+
+        monkeypatch.chdir(tmp_path)
+        assert self.pull(capsys, "someone/tiny-GGUF:F16", *words)[0] == 0
+        monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10**9, 10**9, 0))
+        code, _, err = self.pull(capsys, "someone/tiny-GGUF:F16", *words)
+        assert (code, err) == (0, "")
+        code, _, err = self.pull(capsys, "someone/tiny-GGUF:Q6_K", *words)
+        assert code == 1
+        assert "0 MB left" in err
+
+    @pytest.mark.parametrize("words", [["-hf", "someone/tiny-GGUF:F16"],
+                                       ["-hf", "someone/tiny-GGUF", "-hff", "tiny-F16.gguf"]])  # fmt: skip
+    def test_a_run_fetches_its_model(
+        self, hub: Hub, words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run = ["run", *words, "-p", "a", "-n", "2", "--temp", "0", "--backend", "reference"]
+        assert main(run) == 0
+        assert capsys.readouterr().out.startswith("a")
+        assert [name for kind, name, _ in hub.requests if kind == "GET" and "resolve" in name][-1].endswith("F16.gguf")
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        assert main(run) == 0
+        capsys.readouterr()
+        assert main([*run, "-hff", "tiny-F16.gguff"]) == 2
+        assert "did you mean tiny-F16.gguf?" in capsys.readouterr().err
+        assert main([*run, "-m", "x.gguf"]) == 2
+        assert "leave out the other one" in capsys.readouterr().err
+
     def test_into_a_folder(self, hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert self.pull(capsys, "google/tiny", "-o", str(tmp_path / "here"))[1] == str(tmp_path / "here")
         assert (tmp_path / "here" / "config.json").is_file()

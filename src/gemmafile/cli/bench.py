@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemmafile import __version__
-from gemmafile.cli.flags import HELP, MODEL, add_environment, flags_of, help_text, make_settings, read_words
+from gemmafile.cli.flags import HELP, HUB, MODEL, add_environment, flags_of, help_text, make_settings, read_words
 from gemmafile.cli.run import model_path
 from gemmafile.cli.streams import Streams
 from gemmafile.errors import BadSettings
@@ -47,7 +47,7 @@ class BenchSettings:
 
 def main(words: list[str]) -> int:
     """Runs the words behind `gemmafile bench`; returns the exit code, 1 when a rival gave nothing at all."""
-    groups = [("model and measurements", [MODEL, *flags_of(BenchSettings), HELP])]
+    groups = [("model and measurements", [MODEL, *HUB, *flags_of(BenchSettings), HELP])]
     flags = [flag for _, members in groups for flag in members]
     given = read_words(words, flags)
     if given.values.get("help"):

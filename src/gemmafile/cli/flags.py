@@ -68,6 +68,13 @@ MODEL = Flag(
     "model", ("--model", "-m"), "the model: a GGUF file, or the first part of a split one", str,
     metavar="FILE", env="LLAMA_ARG_MODEL",
 )  # fmt: skip
+HUB = [
+    Flag("hf_repo", ("--hf-repo", "-hf", "-hfr"), "a model of the Hugging Face hub: fetched, or found in its cache",
+         str, metavar="OWNER/REPO[:QUANT]"),
+    Flag("hf_file", ("--hf-file", "-hff"), "which file of it, in place of :QUANT", str, metavar="FILE"),
+    Flag("hf_token", ("--hf-token", "-hft"), "for models that ask for one (default: HF_TOKEN)", str, metavar="TOKEN"),
+]  # fmt: skip
+"""The model by a name of the hub: `cli/run.py` makes a path of it."""
 HELP = Flag("help", ("--help", "-h"), "show this and exit")
 
 

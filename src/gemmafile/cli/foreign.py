@@ -26,7 +26,7 @@ _LLAMAFILER = "clients are not told apart; there is one engine"
 _GPU = "there is no GPU backend yet"
 _LOG = "there is no log file: stderr can be redirected"
 _SPECULATION = "speculative decoding is not supported yet"
-_DOWNLOAD = "gemmafile does not download models: give a file with -m"
+_DOWNLOAD = "models come from the hub (-hf) or from a file (-m): fetch this one yourself, and give its path"
 _YARN = "YaRN scaling is not supported"
 
 FOREIGN = {
@@ -37,7 +37,7 @@ FOREIGN = {
                 0,
                 "",
             ),
-            ("--no-lookup --no-penalize-nl --no-repack --no-prefill-assistant", 0, ""),
+            ("--no-lookup --no-penalize-nl --no-repack --prefill-assistant --no-prefill-assistant", 0, ""),
             ("--no-warmup", 0, "there is no warm-up"),
             ("--check-tensors", 0, "tensors are checked by `gemmafile inspect`"),
             ("--numa", 1, _SCHEDULING),
@@ -70,7 +70,10 @@ FOREIGN = {
             ("--control-vector", 1, "control vectors are not supported yet"),
             ("--control-vector-scaled --control-vector-layer-range", 2, "control vectors are not supported yet"),
             ("--mmproj -mm --image", 1, "only text models are supported"),
-            ("--hf-repo -hf -hfr --hf-file -hff --hf-token -hft --model-url -mu", 1, _DOWNLOAD),
+            ("--model-url -mu", 1, _DOWNLOAD),
+            ("--list-devices", 0, f"{_GPU}; `gemmafile doctor` tells of this machine"),
+            ("--ppl-stride", 1, "windows that overlap are not supported: chunks are read as without it"),
+            ("--chat-template-kwargs", 1, "only requests to a server bring variables of a template"),
             ("--yarn-orig-ctx --yarn-ext-factor --yarn-attn-factor --yarn-beta-slow --yarn-beta-fast", 1, _YARN),
             ("--grp-attn-n -gan --grp-attn-w -gaw", 1, "self-extend is not supported"),
             ("--cfg-scale --cfg-negative-prompt", 1, "classifier-free guidance is not supported"),

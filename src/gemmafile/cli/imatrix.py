@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gemmafile.cli.flags import HELP, MODEL, Given, add_environment, flags_of, help_text, make_settings, read_words
+from gemmafile.cli.flags import HELP, HUB, MODEL, Given, add_environment, flags_of, help_text, make_settings, read_words
 from gemmafile.cli.run import model_path, read_text
 from gemmafile.cli.streams import Streams
 from gemmafile.errors import BadSettings
@@ -44,7 +44,7 @@ class ImatrixSettings:
 def main(words: list[str]) -> int:
     """Runs the words behind `gemmafile imatrix`; returns the exit code."""
     groups = [
-        ("model and text", [MODEL, *flags_of(ImatrixSettings), HELP]),
+        ("model and text", [MODEL, *HUB, *flags_of(ImatrixSettings), HELP]),
         ("context and backend", flags_of(ContextSettings)),
     ]
     flags = [flag for _, members in groups for flag in members]

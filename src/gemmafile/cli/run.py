@@ -7,6 +7,7 @@ and a mistyped flag answer at once.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from gemmafile.cli.defaults import with_defaults
 from gemmafile.cli.escapes import unescape
 from gemmafile.cli.flags import (
     HELP,
+    HUB,
     MODEL,
     Flag,
     Given,
@@ -63,7 +65,7 @@ class Plan:
 
 def main(words: list[str]) -> int:
     """Runs the words behind `gemmafile run`; returns the exit code."""
-    groups = [("model", [MODEL, HELP]), *((title, flags_of(kind)) for title, kind in GROUPS)]
+    groups = [("model", [MODEL, *HUB, HELP]), *((title, flags_of(kind)) for title, kind in GROUPS)]
     of_server = flags_of(ServeSettings)
     flags: list[Flag] = [*(flag for _, members in groups for flag in members), *of_server]
     given = read_words(words, flags)
@@ -93,13 +95,38 @@ def note_server_flags(given: Given, typed: list[Flag]) -> None:
 
 
 def model_path(given: Given) -> str:
-    """The model of a command line: -m, or the one word that belongs to no flag. Raises BadSettings."""
+    """The model of a command line: -m, -hf, or the one word that belongs to no flag.
+
+    Raises BadSettings; with -hf, what `pull_model` raises.
+    """
+    if "hf_repo" in given.values and not given.words and "model" not in given.values:
+        given.values["model"] = fetch_model(given)
+    elif "hf_repo" in given.values:
+        raise BadSettings("-hf names the model: leave out the other one")
     paths = given.words if "model" not in given.values else [*given.words, given.values["model"]]
     if not paths:
         raise BadSettings("which model? give a GGUF file: gemmafile run model.gguf")
     if len(paths) > 1:
         raise BadSettings(f"one model, please: {paths[0]!r} and {paths[1]!r} were given; a prompt goes behind -p")
-    return str(paths[0])
+    path = str(paths[0])
+    if "/" in path and not path.endswith(".gguf") and not os.path.exists(path):
+        from gemmafile.files.hub import split_hub_name
+
+        if split_hub_name(path):
+            raise BadFile(path, f"there is no such file; a model of the hub is fetched by -hf {path}")
+    return path
+
+
+def fetch_model(given: Given) -> str:
+    """The path of the hub's model that -hf names; the flag is then used up."""
+    from gemmafile.files.hub import pull_model
+
+    if token := given.values.get("hf_token"):
+        os.environ["HF_TOKEN"] = token
+    quiet = bool(given.values.get("log_disable"))
+    say = Streams(quiet=quiet).say
+    path = pull_model(given.values.pop("hf_repo"), file=given.values.get("hf_file"), quiet=quiet, say=say)
+    return str(path)
 
 
 def make_plan(given: Given) -> Plan:

@@ -13,6 +13,7 @@ from typing import Any
 from gemmafile.cli.defaults import with_defaults
 from gemmafile.cli.flags import (
     HELP,
+    HUB,
     MODEL,
     Flag,
     Given,
@@ -40,7 +41,7 @@ DESCRIPTION = (
 
 def main(words: list[str]) -> int:
     """Runs the words behind `gemmafile serve`; returns the exit code."""
-    groups = [("model", [MODEL, HELP]), *((title, flags_of(kind)) for title, kind in GROUPS)]
+    groups = [("model", [MODEL, *HUB, HELP]), *((title, flags_of(kind)) for title, kind in GROUPS)]
     flags: list[Flag] = [flag for _, members in groups for flag in members]
     given = read_words(words, flags)
     if given.values.get("help"):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gemmafile.convert.parts import copied, keys_of
-from gemmafile.convert.rows import PIECE_WEIGHTS, encode_rows
+from gemmafile.convert.rows import PIECE_WEIGHTS, NotFinite, encode_rows
 from gemmafile.errors import BadFile, BadSettings, UnsupportedModel
 from gemmafile.files.formats import Format, format_by_name
 from gemmafile.files.gguf import ModelFile
@@ -114,8 +114,12 @@ def _merged(
             for a, b in pairs:
                 values = values + b[start : start + step] @ a
             flat = np.ascontiguousarray(values, "<f4").reshape(-1).view(np.uint8)
-            for piece in encode_rows(flat, "F32", target, info.shape[1]):
-                yield piece
-                on_bytes(piece.nbytes)
+            try:
+                for piece in encode_rows(flat, "F32", target, info.shape[1]):
+                    yield piece
+                    on_bytes(piece.nbytes)
+            except NotFinite:
+                what = f"with its adapters it holds a number that is infinite, NaN, or too large for {target.name}"
+                raise BadFile(file.path, what, field=f"tensor {info.name!r}") from None
 
     return read

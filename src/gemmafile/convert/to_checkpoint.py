@@ -72,8 +72,10 @@ def write_checkpoint(
         _write_json(folder / "model.safetensors.index.json", {"metadata": total, "weight_map": weight_map})
     ids = {name: file.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "eot")}
     ends = sorted({i for i in (ids["eos"], ids["eot"]) if i is not None})
-    generation = {"bos_token_id": ids["bos"], "eos_token_id": ends[0] if len(ends) == 1 else ends or None}
-    _write_json(folder / "generation_config.json", {key: value for key, value in generation.items() if value})
+    generation = {"bos_token_id": ids["bos"], "eos_token_id": ends[0] if len(ends) == 1 else ends}
+    _write_json(
+        folder / "generation_config.json", {key: value for key, value in generation.items() if value not in (None, [])}
+    )
     _write_json(folder / "config.json", table)
 
 
@@ -242,18 +244,22 @@ def _write_safetensors(
     with replace_file(path) as target:
         target.write(struct.pack("<Q", len(text)) + text)
         for out in outs:
-            for piece in _pieces(file, config, out):
+            for values in _pieces(file, config, out):
+                piece = _encode(values, out.dtype)
+                if piece is None:
+                    what = f"holds a number that is infinite, NaN, or too large for {out.dtype}"
+                    raise BadFile(file.path, what, field=f"tensor {out.info.name!r}")
                 target.write(piece)
                 on_bytes(len(piece))
 
 
-def _pieces(file: ModelFile, config: ModelConfig, out: _Out) -> Iterator[bytes]:
-    """The tensor in Hugging Face's layout, some rows at a time."""
+def _pieces(file: ModelFile, config: ModelConfig, out: _Out) -> Iterator[np.ndarray]:
+    """The tensor's numbers, float32, in Hugging Face's layout, some rows at a time."""
     info, module = out.info, FORMAT_MODULES[out.info.format.name]
     data = file.data(info.name)
     if len(info.shape) == 1:
         values = module.dequantize(data)
-        yield _encode(values - np.float32(1) if config.architecture != "llama" else values, out.dtype)
+        yield values - np.float32(1) if config.architecture != "llama" else values
         return
     rows = data.reshape(info.shape[0], -1)
     kind = info.name.removesuffix(".weight").rpartition(".")[2]
@@ -261,15 +267,18 @@ def _pieces(file: ModelFile, config: ModelConfig, out: _Out) -> Iterator[bytes]:
         rows = split_rows(rows, config.n_heads if kind == "attn_q" else config.n_kv_heads)
     step = max(1, PIECE_WEIGHTS // info.shape[1])
     for start in range(0, len(rows), step):
-        yield _encode(module.dequantize(np.ascontiguousarray(rows[start : start + step])), out.dtype)
+        yield module.dequantize(np.ascontiguousarray(rows[start : start + step]))
 
 
-def _encode(values: np.ndarray, dtype: str) -> bytes:
+def _encode(values: np.ndarray, dtype: str) -> bytes | None:
+    """float32 as the bytes of a type; None where a number is infinite, NaN, or too large for F16."""
     values = np.ascontiguousarray(values, "<f4")
-    if dtype == "F32":
-        return values.tobytes()
     with np.errstate(over="ignore"):
-        return round_bf16(values).tobytes() if dtype == "BF16" else values.astype("<f2").tobytes()
+        encoded = {"F32": lambda: values, "F16": lambda: values.astype("<f2"), "BF16": lambda: round_bf16(values)}[
+            dtype
+        ]()
+    finite = np.isfinite(values if dtype == "BF16" else encoded).all()
+    return encoded.tobytes() if finite else None
 
 
 def _write_json(path: Path, value: Any) -> None:

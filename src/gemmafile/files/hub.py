@@ -40,12 +40,13 @@ def split_hub_name(name: str) -> tuple[str, str | None] | None:
 
 
 def pull_model(
-    name: str, revision: str | None = None, folder: Path | None = None, *, quiet: bool = False, verify: bool = True,
-    say: Callable[[str], None] = print,
+    name: str, revision: str | None = None, folder: Path | None = None, *, file: str | None = None,
+    quiet: bool = False, verify: bool = True, say: Callable[[str], None] = print,
 ) -> Path:  # fmt: skip
     """Download what `name` means; the path to open: a checkpoint's folder, or a GGUF (of a split one the first part).
 
     folder  where the files are to lie; None: the hub's cache · verify  hold new files against the hub's SHA-256
+    file    the GGUF to take, by its path in the repository
     Raises BadSettings for a name or a choice that cannot be, GemmafileError for what the hub or the net does not give.
     """
     parts = split_hub_name(name)
@@ -56,15 +57,16 @@ def pull_model(
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
     with _explained(hub, repo, offline=offline):
         if offline:
-            return _find_cached(hub, repo, revision, quant, folder)
+            return _find_cached(hub, repo, revision, quant, folder, file)
         api = hub.HfApi(endpoint=_endpoint())
         info = api.model_info(repo, revision=revision, files_metadata=True)
         sizes = {file.rfilename: file for file in info.siblings or []}
-        wanted = choose_files(repo, list(sizes), quant)
+        wanted = choose_files(repo, list(sizes), quant) if file is None else parts_of(repo, list(sizes), file)
         started = time.time()
         total = sum(sizes[path].size or 0 for path in wanted)
         say(f"{repo}: {len(wanted)} files, {total / 1e6:,.1f} MB")
-        _check_room(hub, folder, total)
+        missing = [path for path in wanted if not _is_here(hub, repo, info.sha, path, folder, sizes[path].size)]
+        _check_room(hub, folder, sum(sizes[path].size or 0 for path in missing))
         root = Path(_download(hub, repo, revision, wanted, folder, quiet=quiet))
     for path in wanted:
         digest = sizes[path].lfs.sha256 if sizes[path].lfs else None
@@ -98,6 +100,14 @@ def choose_files(repo: str, files: list[str], quant: str | None) -> list[str]:
         return _one_model(repo, best)
     known = sorted({fmt.upper() for path in ggufs for fmt in _formats_of(path)})
     raise BadSettings(f"{repo} has several models: say which, {repo}:QUANT, with one of {', '.join(known)}")
+
+
+def parts_of(repo: str, files: list[str], file: str) -> list[str]:
+    """A GGUF of a repository by its path, with its other parts where it is one. Raises BadSettings."""
+    if file not in files or not file.lower().endswith(".gguf"):
+        ggufs = [path for path in files if path.lower().endswith(".gguf")]
+        raise BadSettings(f"{repo} has no {file}{nearest(file, ggufs)}; it has {', '.join(ggufs) or 'no GGUF files'}")
+    return sorted(path for path in files if _PART.sub("", path) == _PART.sub("", file))
 
 
 def _formats_of(path: str) -> set[str]:
@@ -171,13 +181,26 @@ def _escape(path: str) -> str:
     return glob.escape(path)
 
 
-def _find_cached(hub: Any, repo: str, revision: str | None, quant: str | None, folder: Path | None) -> Path:
+def _find_cached(
+    hub: Any, repo: str, revision: str | None, quant: str | None, folder: Path | None, file: str | None
+) -> Path:
     place = {"local_dir": str(folder)} if folder is not None else {"cache_dir": _cache()}
-    patterns = list(CHECKPOINT_FILES) if quant is None else ["README.md"]  # the library misses what others left out
+    patterns = (
+        list(CHECKPOINT_FILES) if quant is None and file is None else ["README.md"]
+    )  # the library misses what others left out
     root = Path(hub.snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=patterns, **place))
     files = [str(path.relative_to(root)) for path in sorted(root.rglob("*")) if path.is_file()]
-    wanted = choose_files(repo, [path for path in files if not path.startswith(".cache")], quant)
+    files = [path for path in files if not path.startswith(".cache")]
+    wanted = choose_files(repo, files, quant) if file is None else parts_of(repo, files, file)
     return _find_door(root, wanted)
+
+
+def _is_here(hub: Any, repo: str, commit: str, path: str, folder: Path | None, size: int | None) -> bool:
+    """Was a file fetched before? Then it takes no room any more."""
+    if folder is not None:
+        return (folder / path).is_file() and (folder / path).stat().st_size == size
+    found = hub.try_to_load_from_cache(repo, path, cache_dir=_cache(), revision=commit)
+    return isinstance(found, str)
 
 
 def _check_room(hub: Any, folder: Path | None, n_bytes: int) -> None:

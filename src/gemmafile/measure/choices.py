@@ -60,7 +60,7 @@ def read_hellaswag(text: str, n_tasks: int = 0) -> list[Task]:
 def read_winogrande(text: str, n_tasks: int = 0) -> list[Task]:
     """As `read_hellaswag`."""
     tasks = []
-    for number, row in enumerate(csv.reader(text.splitlines()), 1):
+    for number, row in enumerate(csv.reader(text.split("\n")), 1):
         if not row:
             continue
         if len(row) < 5 or "_" not in row[1] or row[4].strip() not in ("1", "2"):
@@ -78,7 +78,7 @@ def read_multiple_choice(raw: bytes, n_tasks: int = 0) -> list[Task]:
     try:
         (count,) = struct.unpack_from("<I", raw, 0)
         if not 0 < count <= len(raw) // 4:
-            raise GemmafileError(f"there are {count} tasks in the file")
+            raise GemmafileError(f"is no multiple-choice file: it would have {count} tasks in {len(raw)} bytes")
         positions = struct.unpack_from(f"<{count}I", raw, 4)
         return [_read_task(raw, positions[i]) for i in _pick(count, n_tasks)]
     except (struct.error, IndexError, UnicodeDecodeError):
