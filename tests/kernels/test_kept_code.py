@@ -82,6 +82,19 @@ def test_a_cache_that_cannot_be_written_costs_a_compilation_only(tmp_path: Path)
     assert run(LOAD, blocked).split()[0] == "1"
 
 
+def test_a_cache_that_cannot_even_be_looked_at_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As that of a user whose home is another's: here its name is too long, which root cannot read either."""
+    from gemmafile.cli.main import main
+
+    monkeypatch.setenv("GEMMAFILE_CACHE", str(tmp_path / ("x" * 300)))
+    monkeypatch.setattr(kept, "_carried_here", list)
+    assert not kept.has_code()
+    assert main(["doctor"]) == 0
+    assert "not made yet" in capsys.readouterr().out
+
+
 def test_a_read_only_cache_serves(tmp_path: Path) -> None:
     run(LOAD, tmp_path)
     folder = kept_file(tmp_path).parent

@@ -10,7 +10,7 @@ import pytest
 
 from gemmafile.cli.main import main
 from gemmafile.errors import BadFile, GemmafileError
-from gemmafile.files.gguf_writer import write_gguf
+from gemmafile.files.gguf_writer import Typed, write_gguf
 from gemmafile.model_api import Model
 from gemmafile.quantize.collect import Collector
 from gemmafile.quantize.importance import Entry, Importance, load_importance, save_importance
@@ -105,6 +105,17 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
             load_importance(path)
     with pytest.raises(BadFile, match="cannot be read"):
         load_importance(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(("key", "value"), [("chunk_size", 0), ("chunk_size", -5), ("chunk_count", -1)])
+def test_counts_that_cannot_be_are_refused(key: str, value: int, tmp_path: Path) -> None:
+    """A chunk of no rows was a division by zero when a .dat was made of it."""
+    keys = {"imatrix.chunk_size": 64, "imatrix.chunk_count": 1, f"imatrix.{key}": Typed(value, "int32")}
+    ones = np.ones(4, np.float32)
+    tensors = [("a.weight.in_sum2", "F32", (4,), ones), ("a.weight.counts", "F32", (1,), ones[:1])]
+    write_gguf(tmp_path / "im.gguf", keys, tensors)
+    with pytest.raises(BadFile, match="says that it has"):
+        load_importance(tmp_path / "im.gguf")
 
 
 def test_files_are_put_together(tmp_path: Path) -> None:

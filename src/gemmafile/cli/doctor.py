@@ -132,10 +132,13 @@ def cache_state() -> dict[str, Any]:
     from gemmafile.kernels.kept import cache_root
 
     root = cache_root().parent
-    state: dict[str, Any] = {"folder": str(root), "exists": root.is_dir()}
-    if not root.is_dir():
+    state: dict[str, Any] = {"folder": str(root), "exists": os.path.isdir(root)}
+    if not state["exists"]:
         return state
-    names = [p.name for p in root.iterdir() if p.name.startswith(("env-", "rt-")) and "." not in p.name]
+    try:
+        names = [name for name in os.listdir(root) if name.startswith(("env-", "rt-")) and "." not in name]
+    except OSError:  # another's
+        names = []
     free = shutil.disk_usage(root).free
     noexec = hasattr(os, "statvfs") and bool(os.statvfs(root).f_flag & getattr(os, "ST_NOEXEC", 0))
     return state | {

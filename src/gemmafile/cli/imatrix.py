@@ -6,6 +6,7 @@ llama.cpp's, GGUF or the older .dat; several can be put together with --in-file.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -83,13 +84,14 @@ def _read(given: Given, settings: ImatrixSettings, context: ContextSettings, str
         raise BadSettings(f"-c is {n_context}, expected the length of a chunk, {SHORTEST_CONTEXT} or more")
     if settings.skipped < 0 or settings.n_chunks == 0:
         raise BadSettings("--chunks is 1 or more, or -1 for all, and --chunk is 0 or more")
+    name = os.fsencode(settings.file).decode(errors="replace")
     with Model(model_path(given), replace(context, context=n_context), say=streams.say) as model:
         chunks = cut_text(model, text, n_context)[settings.skipped :]
         chunks = chunks if settings.n_chunks < 0 else chunks[: settings.n_chunks]
         if not chunks:
             raise BadSettings(f"--chunk {settings.skipped} leaves nothing of the text")
         found = collect(
-            model, chunks, dataset=settings.file, with_output=settings.process_output,
+            model, chunks, dataset=name, with_output=settings.process_output,
             on_chunk=lambda number, score: streams.write(f"[{number}]{score.perplexity:.4f},"),
         )  # fmt: skip
     streams.write("\n")

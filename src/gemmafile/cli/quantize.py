@@ -157,7 +157,13 @@ def _quantise_to_size(args: argparse.Namespace) -> int:
                 model, [token_ids], settings, importance=importance, n_threads=args.threads, on_matrix=on_matrix
             )
         mix = choose_mix(file, found, n_bytes)
-        plan = Plan(mix.file_type(), mix.formats, importance, args.allow_requantize, mix.metadata(args.calibration))
+        plan = Plan(
+            mix.file_type(),
+            mix.formats,
+            importance,
+            args.allow_requantize,
+            mix.metadata(os.fsencode(args.calibration).decode(errors="replace")),
+        )
         if not args.quiet:
             print("\n".join(mix.table()))
         if not args.dry_run:

@@ -15,6 +15,7 @@ process that dies leaves no half of one. Neither Numba nor llvmlite is needed he
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -86,7 +87,8 @@ def load_kernel(name: str) -> int | None:
 
 def has_code() -> bool:
     """Is there machine code for this CPU at all?"""
-    return bool(_carried_here()) or any(cache_folder().glob("*.o"))
+    folder = glob.escape(str(cache_folder()))  # Path.glob would raise for a folder that is not ours to see
+    return bool(_carried_here()) or any(glob.iglob(f"{folder}/*.o"))
 
 
 # --- the cache --------------------------------------------------------------------------------------------------------

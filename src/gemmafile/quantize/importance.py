@@ -134,8 +134,13 @@ def _read_gguf(file: ModelFile) -> Importance:
     if not entries:
         raise BadFile(file.path, "is a GGUF file, and no importance matrix: it has no tensor NAME.in_sum2")
     datasets = list(metadata.get_strings("imatrix.datasets", ()))
-    chunk_rows = metadata.get_int("imatrix.chunk_size", DEFAULT_CHUNK)
-    return Importance(entries, datasets, metadata.get_int("imatrix.chunk_count", 0), chunk_rows)
+    chunk_rows, n_chunks = (
+        metadata.get_int("imatrix.chunk_size", DEFAULT_CHUNK),
+        metadata.get_int("imatrix.chunk_count", 0),
+    )
+    if not 0 < chunk_rows < 2**31 or not 0 <= n_chunks < 2**31:
+        raise BadFile(file.path, f"says that it has {n_chunks} chunks of {chunk_rows} rows", field="imatrix.chunk_size")
+    return Importance(entries, datasets, n_chunks, chunk_rows)
 
 
 class _Reader:
