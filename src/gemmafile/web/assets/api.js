@@ -97,8 +97,10 @@ async function* events(response) {
   }
 }
 
+/** JSON has no -Infinity: null stands for it. */
+const NEVER = -9999;
 /** @param {any} entry @returns {Choice} */
-const choiceOf = (entry) => ({ id: entry.id, bytes: entry.bytes ?? [...new TextEncoder().encode(entry.token)], p: entry.logprob });
+const choiceOf = (entry) => ({ id: entry.id, bytes: entry.bytes ?? [...new TextEncoder().encode(entry.token)], p: entry.logprob ?? NEVER });
 /** @param {any[] | undefined} entries @returns {Token[] | undefined} */
 const tokensOf = (entries) =>
   entries?.map((entry) => ({ ...choiceOf(entry), top: (entry.top_logprobs ?? []).map(choiceOf) }));

@@ -61,7 +61,9 @@ async function untilReady() {
       const words = restarts || state === "dead" ? "The engine stopped and is being started again" : "The model is being loaded";
       showLoading(line || words, progress);
     } catch (error) {
-      showLoading(/** @type {ServerError} */ (error).message, undefined, true);
+      const { message, status } = /** @type {ServerError} */ (error);
+      showLoading(status === 401 ? "This server wants a key: load the page again to give it" : message, undefined, true);
+      if (status === 401) return new Promise(() => {}); // it is not asked for without end
     }
     await pause(wait);
   }

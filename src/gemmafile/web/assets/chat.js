@@ -1,7 +1,7 @@
 // The conversation that is open: asking, answering, branches. What it looks like is in view.js.
 
 import { chatStream, completionStream, getJson, report, textOf } from "./api.js";
-import { announce, byId, debounce, el, toast, withCommas } from "./dom.js";
+import { announce, byId, debounce, el, toast, untilAborted, withCommas } from "./dom.js";
 import { reportAnswer } from "./exports.js";
 import { LiveText } from "./live.js";
 import { completeSettings, requestFields, showSettings, showWarnings } from "./settings.js";
@@ -26,19 +26,27 @@ export const page = {
   draft: () => "",
 };
 
-/** Answers being written, by conversation. @type {Map<string, {abort: AbortController, message: Message, live: LiveText}>} */
+/** Answers being written, by conversation.
+ * @type {Map<string, {abort: AbortController, message: Message, live: LiveText, conversation: Conversation}>} */
 const running = new Map();
+/** Conversations whose next answer is about to begin. @type {Set<string>} */
+const beginning = new Set();
 
-const settingsOf = () => completeSettings(page.conversation.head.settings);
+const settingsOf = (conversation = page.conversation) => completeSettings(conversation.head.settings);
 const botName = () => page.info?.model ?? "Model";
 
 // --- which conversation ------------------------------------------------------------------------------------------------
 
+let nOpened = 0;
 /** @param {string | null} id null: a new one */
 export async function openConversation(id) {
-  const found = id ? await Conversation.load(id) : null;
+  const turn = ++nOpened;
+  // One whose answer is being written holds more than is stored.
+  const found = id ? running.get(id)?.conversation ?? (await Conversation.load(id)) : null;
+  const conversation = found ?? Conversation.make(completeSettings(await store.word("new", {})));
+  if (turn !== nOpened) return; // another was chosen meanwhile
   if (id && !found) toast("That conversation is gone");
-  page.conversation = found ?? Conversation.make(completeSettings(await store.word("new", {})));
+  page.conversation = conversation;
   void store.setWord("open", found ? id : null);
   forgetMessages();
   showSettings(settingsOf());
@@ -73,6 +81,9 @@ export async function show() {
 /** @param {string} id of a conversation @returns {boolean} is an answer being written there? */
 export const isRunning = (id) => running.has(id);
 
+/** The head of a conversation that is in memory: what is stored would be overwritten by it. @param {string} id */
+export const headOf = (id) => (page.conversation.id === id ? page.conversation : running.get(id)?.conversation)?.head;
+
 // --- scrolling ---------------------------------------------------------------------------------------------------------
 
 let sticks = true;
@@ -93,9 +104,9 @@ export function watchScroll() {
 
 // --- the prompt: how long it is, and whether it leaves the trained format ----------------------------------------------
 
-/** @param {Message[]} path @param {string} [draft] */
-function messagesFor(path, draft = "") {
-  const { system } = settingsOf();
+/** @param {Conversation} conversation @param {Message[]} path of it @param {string} [draft] */
+function messagesFor(conversation, path, draft = "") {
+  const { system } = settingsOf(conversation);
   const messages = path.map((message) => ({ role: message.role, content: sentText(message).toWellFormed() }));
   if (draft) messages.push({ role: "user", content: draft.toWellFormed() });
   // An empty one overrules the system prompt that the server was started with.
@@ -103,15 +114,16 @@ function messagesFor(path, draft = "") {
   return messages;
 }
 
-/** @param {any[]} messages @param {any} [more] @returns {Promise<any>} */
-function buildPrompt(messages, more = {}) {
-  const { mode, prompt_template, history_template, user, bot } = settingsOf();
+/** @param {Conversation} conversation @param {any[]} messages @param {any} [more] @returns {Promise<any>} */
+function buildPrompt(conversation, messages, more = {}) {
+  const { mode, prompt_template, history_template, user, bot } = settingsOf(conversation);
   return getJson("page/prompt", { mode, messages, prompt_template, history_template, user, bot, ...more });
 }
 
 export const refreshPrompt = debounce(350, async () => {
-  if (!page.info || running.has(page.conversation.id)) return;
-  const messages = messagesFor(page.conversation.path(), page.draft());
+  const { conversation } = page;
+  if (!page.info || running.has(conversation.id)) return;
+  const messages = messagesFor(conversation, conversation.path(), page.draft());
   const isEmpty = !messages.some((m) => m.role === "user");
   if (isEmpty) showMeter(0);
   if (settingsOf().mode === "model") {
@@ -119,7 +131,8 @@ export const refreshPrompt = debounce(350, async () => {
     if (isEmpty) return;
   } else if (messages.at(-1)?.role !== "user") messages.push({ role: "user", content: "…" });
   try {
-    const found = await buildPrompt(messages);
+    const found = await buildPrompt(conversation, messages);
+    if (conversation !== page.conversation) return;
     if (!isEmpty) showMeter(found.tokens.length);
     showWarnings(found.warnings);
   } catch (error) {
@@ -138,9 +151,10 @@ function showMeter(n) {
 }
 
 export async function exactPrompt() {
-  const messages = messagesFor(page.conversation.path(), page.draft());
+  const { conversation } = page;
+  const messages = messagesFor(conversation, conversation.path(), page.draft());
   if (messages.at(-1)?.role !== "user") messages.push({ role: "user", content: "…" });
-  return buildPrompt(messages, { pieces: true });
+  return buildPrompt(conversation, messages, { pieces: true });
 }
 
 // --- answering ---------------------------------------------------------------------------------------------------------
@@ -164,14 +178,16 @@ export function stop() {
  * @param {Conversation} conversation @param {string | null} parent
  * @param {{tokens: Token[], text: string, ids: number[], into?: Message}} [start] */
 async function answer(conversation, parent, start) {
-  if (running.has(conversation.id)) return;
+  if (running.has(conversation.id) || beginning.has(conversation.id)) return;
   const parts = { parent, role: /** @type {const} */ ("assistant"), content: start?.text ?? "", tokens: start?.tokens ?? [], n_kept: start?.tokens.length };
+  beginning.add(conversation.id);
   const message = start?.into ?? (await conversation.add(parts));
+  beginning.delete(conversation.id);
   Object.assign(message, { error: undefined, reason: undefined, timings: undefined });
   const live = new LiveText(message.content);
   live.onGrow = () => toEnd();
   const abort = new AbortController();
-  running.set(conversation.id, { abort, message, live });
+  running.set(conversation.id, { abort, message, live, conversation });
   if (message.content) void live.step();
   const waiting = el("div", { class: "prefill" }, el("span", {}, "Waiting for the model"));
   live.element.append(waiting);
@@ -181,10 +197,10 @@ async function answer(conversation, parent, start) {
   const begun = performance.now();
   let saved = begun;
   try {
-    await page.ready;
+    await Promise.race([page.ready, untilAborted(abort.signal)]);
     for await (const piece of await openStream(conversation, message, parent, start?.ids, abort.signal)) {
       if (piece.progress && !piece.text) showPrefill(waiting, piece.progress);
-      if (piece.tokens) message.tokens = [...(message.tokens ?? []), ...piece.tokens];
+      if (piece.tokens) (message.tokens ??= []).push(...piece.tokens);
       if (piece.text) {
         message.first_ms ??= performance.now() - begun;
         waiting.remove();
@@ -219,8 +235,7 @@ async function finish(conversation, message, live) {
   if (message.n_kept === 0) delete message.n_kept;
   await conversation.save(message);
   if (page.conversation === conversation) await show();
-  else if (page.conversation.id === conversation.id) await openConversation(conversation.id);
-  page.onChange();
+  else page.onChange();
   toEnd();
   document.documentElement.dataset.answers = String(++nFinished);
   announce(message.error ? `Error: ${message.error}` : message.reason === "stopped" ? "Stopped" : "The answer is finished");
@@ -229,12 +244,12 @@ async function finish(conversation, message, live) {
 /** @param {Conversation} conversation @param {Message} message @param {string | null} parent @param {number[] | undefined} ids
  * of the beginning of the answer @param {AbortSignal} signal */
 async function openStream(conversation, message, parent, ids, signal) {
-  const settings = completeSettings(conversation.head.settings);
+  const settings = settingsOf(conversation);
   const fields = requestFields(settings);
-  const messages = messagesFor(conversation.path(parent));
+  const messages = messagesFor(conversation, conversation.path(parent));
   message.request = { messages, mode: settings.mode, ...fields };
   if (settings.mode === "model" && !ids) return chatStream({ messages, ...fields }, signal);
-  const built = await buildPrompt(messages);
+  const built = await buildPrompt(conversation, messages);
   if (settings.mode !== "model") {
     const { prompt_template, history_template, user, bot } = settings;
     Object.assign(message.request, { prompt_template, history_template, user, bot });
@@ -255,7 +270,7 @@ function showPrefill(box, { done, total }) {
 // --- what can be done with a message -----------------------------------------------------------------------------------
 
 const isBusy = () => {
-  const busy = running.has(page.conversation.id);
+  const busy = running.has(page.conversation.id) || beginning.has(page.conversation.id);
   if (busy) toast("An answer is being written: stop it first");
   return busy;
 };
@@ -326,4 +341,6 @@ const actions = {
   },
 
   report: (message) => reportAnswer(page, message),
+
+  isShown: (conversation) => page.conversation === conversation,
 };

@@ -4,6 +4,7 @@ import { call, report } from "./api.js";
 import { page, refreshPrompt, send, stop } from "./chat.js";
 import { byId, debounce, el, icon, iconButton, toast, withCommas } from "./dom.js";
 import * as store from "./store.js";
+import { sentText } from "./tree.js";
 
 const MAX_BYTES = 32 * 1024 * 1024;
 
@@ -12,8 +13,7 @@ let attached = [];
 
 /** The words in the box with the files above it, as they would be sent. */
 export function draft() {
-  const files = attached.filter((file) => file.isReady).map((file) => `${file.name}\n\`\`\`\n${file.text}\n\`\`\`\n\n`);
-  return files.join("") + byId("message-box").value.trim();
+  return sentText({ attachments: attached.filter((file) => file.isReady), content: byId("message-box").value.trim() });
 }
 
 export function startComposer() {

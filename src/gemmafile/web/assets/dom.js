@@ -166,6 +166,10 @@ export function debounce(ms, run) {
   return (/** @type {A} */ ...args) => { clearTimeout(timer); timer = setTimeout(() => run(...args), ms); };
 }
 
+/** Fails when the signal does, as `fetch` would. @param {AbortSignal} signal @returns {Promise<never>} */
+export const untilAborted = (signal) =>
+  new Promise((_, reject) => signal.addEventListener("abort", () => reject(signal.reason), { once: true }));
+
 /** @param {number} n */
 export const withCommas = (n) => n.toLocaleString("en");
 

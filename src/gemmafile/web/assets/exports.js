@@ -37,7 +37,7 @@ export function importFile(onDone) {
   input.addEventListener("change", async () => {
     try {
       const found = readConversations(JSON.parse(await input.files[0].text()));
-      for (const conversation of found) await conversation.save(...conversation.messages.values());
+      for (const conversation of found) await conversation.write(...conversation.messages.values());
       toast(found.length === 1 ? "One conversation imported" : `${found.length} conversations imported`);
       onDone();
     } catch (error) {
@@ -81,7 +81,8 @@ function readOne(item) {
     for (const name of ["reason", "error"]) if (typeof message[name] === "string") kept[name] = message[name];
     if (Array.isArray(message.tokens) && message.tokens.every(isToken)) kept.tokens = message.tokens;
     if (Number.isInteger(message.n_kept)) kept.n_kept = message.n_kept;
-    if (plainObject(message.timings).predicted_n) kept.timings = message.timings;
+    const timings = numbersOf(message.timings);
+    if (["prompt_n", "prompt_ms", "predicted_n"].every((name) => name in timings)) kept.timings = timings;
     if (Number.isFinite(message.first_ms)) kept.first_ms = message.first_ms;
     if (Array.isArray(message.attachments)) kept.attachments = message.attachments.filter(isFile);
     made.messages.set(own, kept);
@@ -107,6 +108,8 @@ function findParent(raw, message, ids) {
 
 /** @param {any} value */
 const plainObject = (value) => (value && typeof value === "object" && !Array.isArray(value) ? { ...value } : {});
+/** @param {any} value */
+const numbersOf = (value) => Object.fromEntries(Object.entries(plainObject(value)).filter(([, one]) => Number.isFinite(one)));
 /** @param {any} content @returns {string | null} */
 const textOf = (content) =>
   typeof content === "string" ? content

@@ -2,7 +2,7 @@
 
 import { completionStream, getJson, report, textOf } from "./api.js";
 import { page } from "./chat.js";
-import { announce, byId, debounce, withCommas } from "./dom.js";
+import { announce, byId, debounce, untilAborted, withCommas } from "./dom.js";
 import { completeSettings, requestFields } from "./settings.js";
 import * as store from "./store.js";
 import { tokenView } from "./tokens.js";
@@ -90,7 +90,7 @@ async function goOn(kept = []) {
   sync();
   box.value = before + textOf(kept);
   try {
-    await page.ready;
+    await Promise.race([page.ready, untilAborted(abort.signal)]);
     const fields = requestFields(completeSettings(page.conversation.head.settings));
     const special = byId("notebook-special").checked;
     const found = await getJson("tokenize", { content: before.toWellFormed(), add_special: true, parse_special: special });

@@ -1,6 +1,6 @@
 // The list of conversations: opening, searching, renaming, deleting.
 
-import { isRunning, openConversation, page, show } from "./chat.js";
+import { headOf, isRunning, openConversation, page, show } from "./chat.js";
 import { announce, ask, byId, debounce, el, iconButton, openMenu, toast } from "./dom.js";
 import { exportMarkdown, exportJson } from "./exports.js";
 import * as store from "./store.js";
@@ -117,11 +117,10 @@ export function syncSide() {
 async function rename(head) {
   const title = (await ask("Rename", "Title", head.title))?.trim();
   if (!title) return;
-  const isOpen = page.conversation.id === head.id;
-  const target = isOpen ? page.conversation.head : head;
+  const target = headOf(head.id) ?? head;
   Object.assign(target, { title, named: true });
   await store.put("conversations", target);
-  if (isOpen) await show();
+  if (page.conversation.id === head.id) await show();
   await listConversations();
 }
 

@@ -43,7 +43,7 @@ async function transact(names, mode, work) {
     const transaction = db.transaction(names, mode);
     const request = work((name) => transaction.objectStore(name));
     transaction.oncomplete = () => resolve(request?.result);
-    transaction.onerror = transaction.onabort = () => reject(transaction.error);
+    transaction.onerror = transaction.onabort = () => reject(transaction.error ?? new Error("its storage does not answer"));
   });
 }
 

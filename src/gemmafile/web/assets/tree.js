@@ -1,5 +1,6 @@
 // A conversation: a tree of messages, of which one path is shown. Changing it stores it.
 
+import { toast } from "./dom.js";
 import * as store from "./store.js";
 
 /** @typedef {import("./store.js").Message} Message */
@@ -11,6 +12,7 @@ export class Conversation {
     /** @type {Map<string, Message>} */
     this.messages = new Map(messages.map((message) => [message.id, message]));
     this.isStored = messages.length > 0;
+    this.isKept = true;
   }
 
   /** @param {any} settings */
@@ -62,8 +64,20 @@ export class Conversation {
     return message;
   }
 
-  /** Store the head, and the messages that changed. @param {...Message} messages */
+  /** Store the head, and the messages that changed. A browser that cannot is no reason to stop: it is told, once.
+   * @param {...Message} messages */
   async save(...messages) {
+    try {
+      await this.write(...messages);
+      this.isKept = true;
+    } catch (error) {
+      if (this.isKept) toast(`This browser cannot keep this conversation: ${/** @type {Error} */ (error).message}`);
+      this.isKept = false;
+    }
+  }
+
+  /** `save`, which fails where the browser does. @param {...Message} messages */
+  async write(...messages) {
     this.isStored = true;
     this.head.updated = Date.now();
     if (messages.length) await store.put("messages", ...messages);
@@ -111,7 +125,8 @@ function titleOf(message) {
   return line.length > 60 ? `${line.slice(0, 57)}…` : line;
 }
 
-/** What the model is sent for a message: the files it carries, then its words. @param {Message} message */
+/** What the model is sent for a message: the files it carries, then its words.
+ * @param {Pick<Message, "content" | "attachments">} message */
 export function sentText(message) {
   const files = (message.attachments ?? []).map((file) => {
     const longest = Math.max(2, ...[...file.text.matchAll(/`+/g)].map((run) => run[0].length));

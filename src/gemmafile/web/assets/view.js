@@ -7,7 +7,8 @@ import { tokenView } from "./tokens.js";
 /** @typedef {import("./store.js").Message} Message */
 /** @typedef {{edit: (m: Message, text: string) => void, regenerate: (m: Message) => void, remove: (m: Message) => void,
  *   resume: (m: Message) => void, fork: (m: Message, at: number, choice: any) => void, turn: (m: Message, step: number) => void,
- *   report: (m: Message) => void, live: (m: Message) => any}} Actions */
+ *   report: (m: Message) => void, live: (m: Message) => any,
+ *   isShown: (c: import("./tree.js").Conversation) => boolean}} Actions */
 
 /** @type {Map<string, {element: any, state: string}>} */
 const shown = new Map();
@@ -19,7 +20,7 @@ const withTokens = new Set();
 export async function showMessages(box, conversation, actions, botName) {
   const path = conversation.path();
   await renderAll(path.filter((m) => m.role === "assistant" && !actions.live(m)).map((m) => m.content));
-  if (conversation.path().map((m) => m.id).join() !== path.map((m) => m.id).join()) return;
+  if (!actions.isShown(conversation) || conversation.path().map((m) => m.id).join() !== path.map((m) => m.id).join()) return;
   /** @type {any[]} */
   const elements = [];
   for (const message of path) {
