@@ -143,6 +143,33 @@ def test_logit_bias_in_every_form(server: Running) -> None:
         assert completion(server, n_predict=1, return_tokens=True, logit_bias=bias)["tokens"][0] in ids
 
 
+def test_adapters_are_told_and_are_as_the_server_was_started(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    def put(entries: Any) -> tuple[int, Any]:
+        found = server.post("/lora-adapters", entries)
+        return found.status, found.json
+
+    assert server.get("/lora-adapters").json == []
+    assert put([]) == (200, {"success": True})
+    assert (
+        put([{"id": 0, "scale": 1.0}])[0]
+        == put({})[0]
+        == put([{"id": True, "scale": 1}])[0]
+        == put([{"id": 0}])[0]
+        == 400
+    )
+    arguments = server.door.client.arguments
+    given = {"lora": ["a.gguf"], "lora_scaled": ["b.gguf:0.5"]}
+    monkeypatch.setitem(arguments, "context", {**arguments["context"], **given})
+    expected = [{"id": 0, "path": "a.gguf", "scale": 1.0}, {"id": 1, "path": "b.gguf", "scale": 0.5}]
+    assert server.get("/lora-adapters").json == expected
+    same = [{"id": 1, "scale": 0.5}, {"id": 0, "scale": 1}]
+    assert put(same) == (200, {"success": True})
+    assert completion(server, lora=same)["stop"]
+    status, body = put([{"id": 0, "scale": 1}])
+    assert (status, "--lora-scaled FILE:SCALE" in body["error"]["message"]) == (400, True)
+    assert server.post("/completion", {"prompt": "a", "lora": [{"id": 0, "scale": 0.2}]}).status == 400
+
+
 def test_an_answer_that_has_begun_goes_on_within_its_grammar(server: Running) -> None:
     def tokens(text: str) -> list[int]:
         found: list[int] = server.post("/tokenize", {"content": text}).json["tokens"]

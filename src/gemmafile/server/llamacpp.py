@@ -17,8 +17,9 @@ from starlette.routing import BaseRoute, Route
 
 from gemmafile import __version__
 from gemmafile.engine.jobs import SlotDone
+from gemmafile.server.adapters import adapters_in_force, check_adapters
 from gemmafile.server.answering import Ask, encode_away
-from gemmafile.server.body import Fields, json_object, read_body, read_json
+from gemmafile.server.body import Fields, json_object, parse_json, read_body, read_json
 from gemmafile.server.client import STILL_S
 from gemmafile.server.door import Door
 from gemmafile.server.embedding import as_list, embed, normalize
@@ -52,7 +53,7 @@ def routes(door: Door) -> list[BaseRoute]:
         ("/slots", native.slots, ["GET"]),
         ("/slots/{slot}", native.change_slot, ["POST"]),
         ("/metrics", native.metrics, ["GET"]),
-        ("/lora-adapters", native.adapters, ["GET"]),
+        ("/lora-adapters", native.adapters, ["GET", "POST"]),
         ("/flagz", native.flagz, ["GET"]),
         ("/slotz", native.slots, ["GET"]),
         *((path, native.not_here, ["POST"]) for path in _NOT_HERE),
@@ -140,7 +141,11 @@ class Native:
         return Json({"model": self.door.model_name, "prompt": self.door.system or "", "is_base_model": False, **found})
 
     async def adapters(self, request: Request) -> Response:
-        return Json([])
+        if request.method == "POST":
+            raw = await read_body(request, self.door.limits)
+            check_adapters(self.door, parse_json(raw, self.door.limits.depth))
+            return Json({"success": True})
+        return Json(adapters_in_force(self.door))
 
     async def not_here(self, request: Request) -> Response:
         raise ApiError(501, _NOT_HERE[request.scope["path"]])

@@ -103,6 +103,9 @@ def paths(settings: ServeSettings) -> dict[str, Any]:
         array(result({"index": COUNT, "embedding": array(array(NUMBER))})),
         fields({"content": MIXED, "embd_normalize": whole(-1, 1000)}, "content"),
     )
+    entry = {"type": "object", "properties": {"id": COUNT, "scale": NUMBER}, "required": ["id", "scale"]}
+    adapters = native("Adapters in force", array(ANY_OBJECT))
+    set_adapters = native("Adapters, as they are in force", result({"success": FLAG}), array(entry))
     slots = native("What each slot is doing", array(ANY_OBJECT), parameters=[query("fail_on_no_slot", words("1"))])
     action = {**query("action", words("save", "restore", "erase")), "required": True}
     named_file = {"type": "object", "properties": {"filename": {"type": "string", "minLength": 1, "maxLength": 200}}}
@@ -119,7 +122,7 @@ def paths(settings: ServeSettings) -> dict[str, Any]:
         "/apply-template": {"post": native("The prompt of a chat", result({"prompt": STRING}), _template_request())},
         "/embedding": {"post": embed},
         "/embeddings": {"post": embed},
-        "/lora-adapters": {"get": native("Adapters: none", array(ANY_OBJECT))},
+        "/lora-adapters": {"get": adapters, "post": set_adapters},
         "/flagz": {"get": native("llamafiler's settings", ANY_OBJECT)},
     }
     if settings.slots:

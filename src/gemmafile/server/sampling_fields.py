@@ -12,6 +12,7 @@ from typing import Any
 
 from gemmafile.engine.sampling_options import check_sampling, parse_samplers, parse_sampling_seq
 from gemmafile.errors import BadSettings
+from gemmafile.server.adapters import check_adapters
 from gemmafile.server.body import Fields
 from gemmafile.server.door import Door
 from gemmafile.server.errors import bad_request
@@ -38,6 +39,8 @@ def read_sampling(fields: Fields, door: Door, **values: Any) -> SamplingSettings
 
     Fields: temperature, top_k, top_p, min_p, ... seed, samplers, logit_bias, ignore_eos, n_probs, grammar, json_schema.
     """
+    if "lora" in fields:
+        check_adapters(door, fields.raw("lora"))
     found: dict[str, Any] = {}
     for name in NUMBERS:
         if name in fields:
