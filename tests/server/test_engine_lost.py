@@ -104,6 +104,22 @@ def test_an_engine_that_dies_again_and_again_ends_the_server(small_path: Path) -
         assert "3 times in a row" in str(server.failed[0])
 
 
+def test_an_engine_that_cannot_be_started_again_ends_the_server(
+    small_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse() -> None:
+        raise OSError(11, "Resource temporarily unavailable")
+
+    with running(small_path) as server:
+        monkeypatch.setattr(server.door.client, "_spawn", refuse)
+        kill(server)
+        server.thread.join(WAIT_S)
+        (error,) = server.failed
+        assert isinstance(error, EngineLost)
+        assert "cannot be started again: Resource temporarily unavailable" in str(error)
+        assert error.exit_code == 1
+
+
 def test_a_model_that_cannot_be_loaded_ends_the_server_with_its_reason(small_path: Path, tmp_path: Path) -> None:
     whole = small_path.read_bytes()
     (tmp_path / "cut.gguf").write_bytes(whole[: len(whole) // 2])

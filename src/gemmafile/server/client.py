@@ -207,11 +207,16 @@ class EngineClient:
             if self._is_stopping:
                 return
             self._meet_death(code)
+            if self._failed is None:
+                self.n_restarts += 1
+                try:
+                    await self._spawn()
+                except OSError as error:  # no more processes, or no memory for one
+                    self._failed = Failure(f"the engine cannot be started again: {error.strerror or error}", 1)
             if self._failed is not None:
+                self.state = "dead"
                 self.failure.set_result(self._failed)
                 return
-            self.n_restarts += 1
-            await self._spawn()
 
     async def _end_the_silent(self) -> None:
         """An engine that is ready and says nothing for `lost_s` is as good as dead. Counted second by second: time in
