@@ -44,6 +44,7 @@ def test_health_needs_none(locked: Running) -> None:
     [
         {"Authorization": f"Bearer {KEY}".encode().decode("latin-1")}, {"Authorization": "bearer two"},
         {"X-Api-Key": "two"}, {"Cookie": f"a=b; {COOKIE}={cookie_of(b'two').decode()}"},
+        {"Cookie": f'other={{"a": [1, 2]}}; {COOKIE}={cookie_of(b"two").decode()}'},
     ],
 )  # fmt: skip
 def test_a_key_opens(locked: Running, headers: dict[str, str]) -> None:

@@ -17,9 +17,9 @@ from starlette.routing import BaseRoute, Route
 from gemmafile.server.answering import Finished
 from gemmafile.server.body import Fields, read_json
 from gemmafile.server.errors import ApiError, bad_request, error_body
-from gemmafile.server.json_response import Json
+from gemmafile.server.json_response import Json, event
 from gemmafile.server.openai_requests import MOST_TOKENS, read_format, read_options, read_stops, read_variables
-from gemmafile.server.openai_shapes import event, make_id
+from gemmafile.server.openai_shapes import make_id
 from gemmafile.server.sampling_fields import read_sampling
 from gemmafile.server.streaming import begin, merge, stream_until_disconnect, until_disconnect
 from gemmafile.server.tools import CallArguments, CallBegun, Tool, ToolChoice

@@ -5,6 +5,7 @@ what llguidance cannot compile costs the engine nothing.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -73,6 +74,13 @@ def check_schema(schema: str, where: str) -> None:
         raise ApiError(400, f"{where}: {message}", param=where.split("[")[0].split(":")[0]) from None
     except BackendUnavailable as error:
         raise ApiError(501, str(error)) from None
+
+
+def with_schema(sampling: SamplingSettings, schema: str) -> SamplingSettings:
+    """The settings with the schema of a response_format. Raises ApiError 400 where there is a grammar already."""
+    if sampling.grammar is not None or sampling.json_schema is not None:
+        raise ApiError(400, "response_format and a grammar or json_schema were both given: which one?")
+    return replace(sampling, json_schema=schema)
 
 
 async def check_away(sampling: SamplingSettings) -> None:

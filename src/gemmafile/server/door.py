@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from gemmafile.errors import BadSettings
 from gemmafile.server.body import Limits
@@ -22,6 +22,14 @@ if TYPE_CHECKING:
     from gemmafile.text.tokenizer import Tokenizer
 
 
+FILE_TYPES: Final = {
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M",
+    13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 25: "IQ4_NL", 30: "IQ4_XS",
+    32: "BF16",
+}  # fmt: skip
+"""`general.file_type` of GGUF -> name. Source: llama.cpp, include/llama.h, llama_ftype."""
+
+
 @dataclass(frozen=True)
 class ModelFacts:
     """What the model's file says of itself, without its weights.
@@ -34,6 +42,12 @@ class ModelFacts:
     n_params: int
     n_bytes: int
     metadata: Mapping[str, Any]
+
+    @property
+    def file_type(self) -> str:
+        """What most of its tensors are, by the file's own word; "" where it says nothing that is known."""
+        value = self.metadata.get("general.file_type")
+        return FILE_TYPES.get(value, "") if isinstance(value, int) else ""
 
 
 @dataclass

@@ -17,10 +17,10 @@ from starlette.responses import Response
 from gemmafile.engine.jobs import Progress
 from gemmafile.server.answering import Ask, Event, Finished, TextPiece, answer, prompt_ids
 from gemmafile.server.body import Fields, read_json, show
-from gemmafile.server.constraints import check_away
+from gemmafile.server.constraints import check_away, with_schema
 from gemmafile.server.door import Door
 from gemmafile.server.errors import ApiError, bad_request, error_body
-from gemmafile.server.json_response import Json, finite
+from gemmafile.server.json_response import Json, event
 from gemmafile.server.openai_requests import read_response_format
 from gemmafile.server.sampling_fields import read_sampling
 from gemmafile.server.streaming import begin, merge, stream_until_disconnect, until_disconnect
@@ -89,20 +89,11 @@ async def completion(request: Request, door: Door) -> Response:
 async def _chunks(results: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[bytes, None]:
     async with aclosing(results) as source:
         async for result in source:
-            yield sse(result)
-
-
-def sse(value: Any) -> bytes:
-    """A server-sent event."""
-    try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    except ValueError:
-        text = json.dumps(finite(value), ensure_ascii=False, separators=(",", ":"))
-    return b"data: %b\n\n" % text.encode()
+            yield event(result)
 
 
 def _show_error(error: ApiError) -> bytes:
-    return sse(error_body(error))
+    return event(error_body(error))
 
 
 # --- what is asked for -----------------------------------------------------------------------------------------------
@@ -145,9 +136,7 @@ def read_wish(fields: Fields, door: Door) -> Wish:
     n_predict = fields.whole(name, door.run.n_predict, -2, 2**31 - 1)
     sampling = read_sampling(fields, door)
     if (schema := read_response_format(fields)) is not None:
-        if sampling.grammar is not None or sampling.json_schema is not None:
-            raise bad_request("response_format and a grammar or json_schema were both given: which one?")
-        sampling = dataclasses.replace(sampling, json_schema=schema)
+        sampling = with_schema(sampling, schema)
     slot = fields.whole("id_slot" if "id_slot" in fields else "slot_id", -1, -1, 2**31 - 1)
     ask = Ask(
         [], sampling, max_tokens=n_predict, n_probs=sampling.n_probs, slot=slot,
@@ -182,22 +171,22 @@ async def _results(
     n_prompts = [len(ask.token_ids) for ask in asks]
     over: set[int] = set()
     async with aclosing(events) as source:
-        async for index, event in source:
+        async for index, item in source:
             draft = drafts[index]
             if index in over:
                 continue
-            if isinstance(event, TextPiece):
-                partial = _grow(door, wish, draft, event)
+            if isinstance(item, TextPiece):
+                partial = _grow(door, wish, draft, item)
                 if partial is not None and wish.is_stream:
                     yield _partial(wish, index, n_prompts[index], draft, partial)
                 if _is_late(wish, draft):
                     over.add(index)
                     yield _final(door, wish, index, asks[index], draft, _cut_short(asks[index], draft))
-            elif isinstance(event, Finished):
+            elif isinstance(item, Finished):
                 over.add(index)
-                yield _final(door, wish, index, asks[index], draft, event)
-            elif isinstance(event, Progress) and wish.is_stream and wish.returns_progress:
-                yield _progress(index, event, draft)
+                yield _final(door, wish, index, asks[index], draft, item)
+            elif isinstance(item, Progress) and wish.is_stream and wish.returns_progress:
+                yield _progress(index, item, draft)
             if len(over) == len(asks):
                 return
 
@@ -245,9 +234,9 @@ def _partial(wish: Wish, index: int, n_prompt: int, draft: Draft, text: str) -> 
     return result
 
 
-def _progress(index: int, event: Progress, draft: Draft) -> dict[str, Any]:
+def _progress(index: int, read: Progress, draft: Draft) -> dict[str, Any]:
     ms = round(1000 * (time.perf_counter() - draft.start_s), 3)
-    progress = {"total": event.total, "cache": event.cached, "processed": event.done, "time_ms": ms}
+    progress = {"total": read.total, "cache": read.cached, "processed": read.done, "time_ms": ms}
     return {"index": index, "content": "", "tokens": [], "stop": False, "prompt_progress": progress}
 
 

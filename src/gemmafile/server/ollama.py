@@ -24,11 +24,11 @@ from gemmafile.server.anthropic import parse_arguments
 from gemmafile.server.body import Fields, read_json
 from gemmafile.server.embedding import as_list
 from gemmafile.server.errors import ApiError, bad_request
-from gemmafile.server.json_response import Json
+from gemmafile.server.json_response import Json, to_json
 from gemmafile.server.ollama_requests import read_chat_turn, read_generate_turn, read_options, read_probs
 from gemmafile.server.openai_completions import read_prompts
 from gemmafile.server.openai_embeddings import unit_vectors
-from gemmafile.server.openai_shapes import chat_logprobs, to_json
+from gemmafile.server.openai_shapes import chat_logprobs
 from gemmafile.server.streaming import begin, merge, stream_until_disconnect, until_disconnect
 from gemmafile.server.turns import Call, Done, Prepared, Said, TurnEvent, Whole, prepare, take
 
@@ -256,23 +256,14 @@ def describe(door: Door) -> dict[str, Any]:
 def _details(door: Door) -> dict[str, Any]:
     family, n = door.model.config.architecture, door.model.n_params
     size = f"{n / 1e9:.1f}B" if n >= 1e9 else f"{n / 1e6:.0f}M"
-    level = str(FILE_TYPES.get(door.model.metadata.get("general.file_type"), "unknown"))
     return {
         "parent_model": "",
         "format": "gguf",
         "family": family,
         "families": [family],
         "parameter_size": size,
-        "quantization_level": level,
+        "quantization_level": door.model.file_type or "unknown",
     }
-
-
-FILE_TYPES: Final[dict[Any, str]] = {
-    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M",
-    13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 25: "IQ4_NL", 30: "IQ4_XS",
-    32: "BF16",
-}  # fmt: skip
-"""GGUF's general.file_type."""
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -15,13 +15,12 @@ from starlette.routing import BaseRoute, Route
 
 from gemmafile.engine.jobs import Progress
 from gemmafile.server.body import Fields, read_json
-from gemmafile.server.json_response import Json
+from gemmafile.server.json_response import Json, event
 from gemmafile.server.openai_requests import MOST_CHOICES, read_chat
 from gemmafile.server.openai_shapes import (
     DONE,
     Clock,
     chat_logprobs,
-    event,
     fingerprint,
     make_id,
     now,

@@ -18,9 +18,9 @@ from starlette.routing import BaseRoute, Route
 from gemmafile.engine.jobs import Scores
 from gemmafile.server.answering import Ask, Event, Finished, TextPiece, answer, prompt_ids
 from gemmafile.server.body import Fields, read_json
-from gemmafile.server.constraints import check_away, check_schema
+from gemmafile.server.constraints import check_away, check_schema, with_schema
 from gemmafile.server.errors import bad_request
-from gemmafile.server.json_response import Json
+from gemmafile.server.json_response import Json, event
 from gemmafile.server.openai_requests import (
     MOST_CHOICES,
     MOST_TOP,
@@ -32,7 +32,6 @@ from gemmafile.server.openai_requests import (
 from gemmafile.server.openai_shapes import (
     DONE,
     chat_logprobs,
-    event,
     fingerprint,
     finite,
     make_id,
@@ -106,10 +105,8 @@ async def read_wish(door: Door, fields: Fields) -> Wish:
     )
     sampling = read_sampling(fields, door)
     if (schema := read_response_format(fields)) is not None:
-        if sampling.grammar is not None or sampling.json_schema is not None:
-            raise bad_request("response_format and a grammar or json_schema were both given: which one?")
+        sampling = with_schema(sampling, schema)
         await asyncio.to_thread(check_schema, schema, "response_format")
-        sampling = dataclasses.replace(sampling, json_schema=schema)
     else:
         await check_away(sampling)
     if n_top is not None or best_of > n:

@@ -1,9 +1,8 @@
-"""What OpenAI's endpoints have in common: ids, usage, log-probabilities, the bytes of a stream."""
+"""What OpenAI's endpoints have in common: ids, usage, log-probabilities, timings of a stream."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import secrets
 import string
 import time
@@ -12,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from gemmafile.engine.jobs import Timings
 from gemmafile.server.answering import llamacpp_timings
+from gemmafile.server.errors import error_body
+from gemmafile.server.json_response import event
 
 if TYPE_CHECKING:
     from gemmafile.engine.jobs import Progress
@@ -40,20 +41,8 @@ def now() -> int:
     return int(time.time())
 
 
-def to_json(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def event(value: Any, name: str | None = None) -> bytes:
-    """One server-sent event."""
-    head = f"event: {name}\n".encode() if name else b""
-    return head + b"data: " + to_json(value) + b"\n\n"
-
-
 def show_stream_error(error: ApiError) -> bytes:
     """An error in the middle of a stream, as llama.cpp sends it; clients raise it."""
-    from gemmafile.server.errors import error_body
-
     return event(error_body(error))
 
 

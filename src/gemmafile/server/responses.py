@@ -17,7 +17,7 @@ from starlette.routing import BaseRoute, Route
 from gemmafile.server.answering import Finished
 from gemmafile.server.body import Fields, read_json
 from gemmafile.server.errors import ApiError, bad_request
-from gemmafile.server.json_response import Json
+from gemmafile.server.json_response import Json, event
 from gemmafile.server.openai_requests import (
     MOST_TOKENS,
     MOST_TOP,
@@ -26,7 +26,7 @@ from gemmafile.server.openai_requests import (
     read_stops,
     read_variables,
 )
-from gemmafile.server.openai_shapes import chat_logprobs, event, make_id, now
+from gemmafile.server.openai_shapes import chat_logprobs, make_id, now
 from gemmafile.server.sampling_fields import read_sampling
 from gemmafile.server.streaming import begin, merge, stream_until_disconnect, until_disconnect
 from gemmafile.server.tools import CallArguments, CallBegun, Tool, ToolChoice

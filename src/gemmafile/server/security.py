@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from urllib.parse import parse_qsl, quote, urlencode
 
 from starlette.datastructures import Headers
+from starlette.requests import cookie_parser
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -210,13 +211,7 @@ def _bearer(headers: Headers) -> str:
 
 
 def _cookie(headers: Headers) -> str:
-    from http.cookies import CookieError, SimpleCookie
-
-    try:
-        found = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-    except CookieError:
-        return ""
-    return found.value if found is not None else ""
+    return cookie_parser(headers.get("cookie", "")).get(COOKIE, "")  # whatever the cookies of others hold
 
 
 _ASK_FOR_KEY = """<!doctype html><html lang="en"><meta charset="utf-8">

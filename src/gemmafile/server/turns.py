@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from gemmafile.engine.jobs import Progress
 from gemmafile.server.answering import Ask, Finished, TextPiece, answer, chat_prompt, encode_away
-from gemmafile.server.constraints import check_constraint, check_schema, close_objects
+from gemmafile.server.constraints import check_constraint, check_schema, close_objects, with_schema
 from gemmafile.server.errors import ApiError, bad_request
 from gemmafile.server.tools import (
     CallArguments,
@@ -147,14 +147,12 @@ def _constrain(turn: Turn, tools: list[Tool], form: CallForm | None) -> Sampling
     """The sampling of a turn with the grammar that its tools and its schema ask for."""
     given = turn.sampling
     if turn.schema is not None:
-        if given.grammar is not None or given.json_schema is not None:
-            raise bad_request("response_format and a grammar or json_schema were both given: which one?")
+        by_schema = with_schema(given, turn.schema)
         check_schema(turn.schema, "response_format")
+        if not tools:
+            return by_schema
     if not tools:
-        if turn.schema is not None:
-            given = dataclasses.replace(given, json_schema=turn.schema)
-        else:
-            check_constraint(given)
+        check_constraint(given)
         return given
     if given.grammar is not None or given.json_schema is not None:
         raise bad_request("tools and a grammar or json_schema were both given: tools make a grammar of their own")

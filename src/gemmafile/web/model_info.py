@@ -27,13 +27,6 @@ if TYPE_CHECKING:
 
 MAX_MEMBER_BYTES: Final = 2 << 20
 
-FILE_TYPES: Final = {
-    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M",
-    13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 25: "IQ4_NL", 30: "IQ4_XS",
-    32: "BF16",
-}  # fmt: skip
-"""`general.file_type` of GGUF -> name. Source: llama.cpp, include/llama.h, llama_ftype."""
-
 
 @dataclass(frozen=True)
 class Papers:
@@ -167,7 +160,6 @@ def describe_facts(door: Door, papers: Papers) -> list[tuple[str, str]]:
 
     licence = papers.front.get("license") or text("general.license")
     link = papers.front.get("license_link") or text("general.license.link")
-    file_type = metadata.get("general.file_type")
     facts = [
         ("Name", text("general.name") or door.model_name),
         ("Made by", text("general.organization") or text("general.author")),
@@ -175,7 +167,7 @@ def describe_facts(door: Door, papers: Papers) -> list[tuple[str, str]]:
         ("Quantised by", str(papers.front.get("quantized_by") or text("general.quantized_by"))),
         ("Architecture", f"{config.architecture}, {config.n_layers} layers"),
         ("Parameters", _count(model.n_params)),
-        ("Quantisation", FILE_TYPES.get(file_type, "") if isinstance(file_type, int) else ""),
+        ("Quantisation", model.file_type),
         ("Size", f"{model.n_bytes / 1e6:,.0f} MB, {8 * model.n_bytes / max(1, model.n_params):.2f} bits a weight"),
         ("Context", f"{door.n_context:,} tokens, trained with {config.n_context:,}"),
         ("Vocabulary", f"{door.tokenizer.n_tokens:,} tokens"),
