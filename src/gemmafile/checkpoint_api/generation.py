@@ -63,22 +63,61 @@ class GenerationConfig:
 
     def check(self) -> None:
         """Raises BadSettings for a value that cannot be."""
-        for name, least in (("max_new_tokens", 1), ("max_length", 1), ("num_return_sequences", 1), ("top_k", 0)):
+        for name, least in _COUNTS.items():
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-                raise BadSettings(f"{name} is {value!r}, expected a whole number, {least} or more")
+            if value is not None and not (_is_whole(value) and least <= value <= MAX_COUNT):
+                raise _wrong(name, value, f"a whole number, {least} or more")
         for name in ("temperature", "top_p", "typical_p", "repetition_penalty"):
+            value, greedy = getattr(self, name), name == "temperature" and not self.do_sample
+            if not (_is_number(value) and (value > 0 or (greedy and value == 0))):
+                raise _wrong(name, value, "a number over 0")
+        if self.min_p is not None and not (_is_number(self.min_p) and 0 <= self.min_p <= 1):
+            raise _wrong("min_p", self.min_p, "a number from 0 to 1")
+        ends: Any = self.eos_token_id
+        if hasattr(ends, "tolist"):  # an array of them
+            ends = self.eos_token_id = ends.tolist()
+        if ends is not None and not all(map(_is_whole, ends if isinstance(ends, list) else [ends])):
+            raise _wrong("eos_token_id", ends, "a token id, or a list of them")
+        for name in ("pad_token_id", "bos_token_id"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-                raise BadSettings(f"{name} is {value!r}, expected a number over 0")
+            if value is not None and not (_is_whole(value) and value <= MAX_COUNT):
+                raise _wrong(name, value, "a token id")
+        stops = self.stop_strings
+        if stops is not None and not all(isinstance(s, str) for s in (stops if isinstance(stops, list) else [stops])):
+            raise _wrong("stop_strings", stops, "a text, or a list of texts")
 
     @property
     def end_ids(self) -> frozenset[int]:
         found = self.eos_token_id
-        return frozenset([] if found is None else [found] if isinstance(found, int) else found)
+        return frozenset([] if found is None else found if isinstance(found, list) else [found])
 
     def to_dict(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+MAX_COUNT = (1 << 31) - 1
+_COUNTS = {
+    "max_new_tokens": 1,
+    "max_length": 1,
+    "min_new_tokens": 0,
+    "num_return_sequences": 1,
+    "top_k": 0,
+    "no_repeat_ngram_size": 0,
+    "seed": 0,
+}
+"""Names of whole numbers, and the least that each can be."""
+
+
+def _is_whole(value: Any) -> bool:
+    return hasattr(value, "__index__") and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _wrong(name: str, value: Any, expected: str) -> BadSettings:
+    return BadSettings(f"{name} is {str(value)[:80]!r}, expected {expected}")
 
 
 Choose = Callable[[np.ndarray], int]
@@ -95,7 +134,7 @@ def process(config: GenerationConfig, logits: np.ndarray, ids: Sequence[int], n_
     if config.no_repeat_ngram_size:
         scores[_repeated(ids, config.no_repeat_ngram_size)] = -np.inf
     if config.min_new_tokens is not None and n_new < config.min_new_tokens:
-        scores[list(config.end_ids)] = -np.inf
+        scores[[i for i in config.end_ids if 0 <= i < len(scores)]] = -np.inf
     return _warp(config, scores) if config.do_sample else scores
 
 

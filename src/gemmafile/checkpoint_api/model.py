@@ -34,6 +34,7 @@ FORMATS = {name: fmt for fmt, name in TORCH_NAMES.items()} | {"half": "F16", "fl
 """Names of torch's types -> formats."""
 ATTENTION = {None: "cpu", "flash_attention_2": "cpu", "flash_attention_3": "cpu", "sdpa": "cpu", "eager": "reference"}
 """attn_implementation -> backend: ours is fused and has soft caps and windows; eager is the slow NumPy reference."""
+MAX_ANSWERS = 1 << 16
 _OWN = ("threads", "context", "backend", "cache_type_k", "cache_type_v")
 
 
@@ -178,6 +179,9 @@ class CausalLM:
         stops = [config.stop_strings] if isinstance(config.stop_strings, str) else list(config.stop_strings or [])
         if stops and tokenizer is None:
             raise BadSettings("stop_strings need the tokenizer: generate(..., tokenizer=tokenizer)")
+        n_answers = len(rows) * config.num_return_sequences
+        if n_answers > MAX_ANSWERS:
+            raise BadSettings(f"{n_answers} answers are asked for at once, expected at most {MAX_ANSWERS}")
         prompts = [row for row in range(len(rows)) for _ in range(config.num_return_sequences)]
         if streamer is not None and len(prompts) > 1:
             raise BadSettings("a streamer follows one answer: give one prompt")
@@ -215,8 +219,9 @@ class CausalLM:
         return base.changed(values)
 
     def _pad_id(self, config: GenerationConfig) -> int:
-        ends = sorted(config.end_ids)
-        return config.pad_token_id if config.pad_token_id is not None else ends[0] if ends else 0
+        if config.pad_token_id is not None and config.pad_token_id >= 0:  # some configurations say -1 for none
+            return config.pad_token_id
+        return min(config.end_ids, default=0)
 
     def _answer(self, prompt: list[int], width: int, run: _Run) -> _Answer:
         """`width`  of the prompt with its padding, which max_length counts."""

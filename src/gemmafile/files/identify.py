@@ -30,7 +30,7 @@ _MAGICS: tuple[tuple[bytes, str], ...] = (
     (b"\x89HDF", "is an HDF5 file"),
     (b"PAR1", "is a Parquet file"),
     (b"SQLite format 3", "is an SQLite database"),
-    (b"\x80\x02", "is a Python pickle (an old PyTorch checkpoint?)"),
+    *((bytes([0x80, protocol]), "is a Python pickle (an old PyTorch checkpoint?)") for protocol in range(2, 6)),
     (b"#!", "is a script"),
 )
 

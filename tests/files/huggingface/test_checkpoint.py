@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -171,6 +172,12 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "pickle": (_pickle, "never loaded"),
     "pickle named safetensors": (
         lambda f: (f / "model.safetensors").write_bytes(b"\x80\x02}q\x00." + bytes(99)), "never loaded"),
+    "newer pickle named safetensors": (
+        lambda f: (f / "model.safetensors").write_bytes(b"\x80\x04\x95" + bytes(99)), "is a Python pickle"),
+    "vocabulary of half a billion": (lambda f: _config(f, vocab_size=500_000_000), "at most 16777216"),
+    "vocabulary without rows": (lambda f: _config(f, vocab_size=16_000_000), "vocab_size is 16000000"),
+    "pipe": (
+        lambda f: (os.mkfifo(f / "a.safetensors"), _index(f, {EMBED: "a.safetensors"})), "is a pipe"),
     "zip named safetensors": (lambda f: (f / "model.safetensors").write_bytes(b"PK\x03\x04" + bytes(99)), "ZIP"),
     "empty": (lambda f: (f / "model.safetensors").write_bytes(b""), "empty"),
     "cut": (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-9]), "cut short"),

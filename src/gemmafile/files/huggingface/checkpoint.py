@@ -39,6 +39,7 @@ class Checkpoint(ModelFile):
         self.folder = Folder(path)
         self.sizes: Sizes = read_sizes(path / "config.json", self.folder.config)
         self.sources: dict[str, Source] = {s.name: s for s in find_sources(self.folder, self.sizes)}
+        _check_shapes(path, self.sizes, self.sources)
         self.path, self.version = path, 0
         self.notes = self.sizes.notes
         self.metadata = to_metadata(path, describe(self.folder, self.sizes, self.sources))
@@ -48,7 +49,6 @@ class Checkpoint(ModelFile):
         self.n_bytes = sum(part.size for part in self._bytes.values())
         self._changed: dict[str, Bytes] = {}
         self._lock = threading.Lock()
-        _check_shapes(self.folder, self.sizes, self.sources)
 
     def _info(self, source: Source) -> TensorInfo:
         stored = source.stored
@@ -103,9 +103,9 @@ def main_format(sources: dict[str, Source]) -> str:
     return "F32"
 
 
-def _check_shapes(folder: Folder, sizes: Sizes, sources: dict[str, Source]) -> None:
-    """That the embedding has a row for each token; other shapes are checked when the weights are taken."""
-    config, path = folder.config, folder.path
+def _check_shapes(path: Path, sizes: Sizes, sources: dict[str, Source]) -> None:
+    """That the embedding has a row for each token, before a text is made for each; other shapes are checked when the
+    weights are taken."""
     embedding = sources.get("token_embd.weight")
     if embedding is None:
         raise BadFile(path, "the tensor is missing", field="tensor 'model.embed_tokens.weight'")
@@ -115,7 +115,6 @@ def _check_shapes(folder: Folder, sizes: Sizes, sources: dict[str, Source]) -> N
     if not sizes.tied and "output.weight" not in sources:
         what = "is missing, and config.json says that tie_word_embeddings is false"
         raise BadFile(path, what, field="tensor 'lm_head.weight'")
-    assert config
 
 
 def to_metadata(path: Path, keys: dict[str, Typed]) -> Metadata:

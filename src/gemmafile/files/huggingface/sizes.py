@@ -67,6 +67,9 @@ _LLAMA: Final = _COMMON | {
 _DEFAULTS: Final = {"gemma": _GEMMA, "gemma2": _GEMMA2, "gemma3": _GEMMA3, "llama": _LLAMA}
 """What transformers' configuration classes say where a config.json is silent (transformers 5.23)."""
 
+MAX_VOCAB: Final = 1 << 24
+"""Each token of the vocabulary becomes a text in memory, so a hostile size is refused before that."""
+
 BIG_LAYERS: Final = {"gemma2": 46, "gemma3": 62}
 """Layers by which a GGUF's reader knows a 27B, whose query scale is 1/sqrt(E / H)."""
 _ACTIVATIONS: Final = {"gelu_pytorch_tanh", "gelu_new", "gelu_fast", "gelu"}
@@ -149,6 +152,8 @@ def read_sizes(path: Path, config: dict[str, Any]) -> Sizes:
     keys = _WRITERS[architecture](c, rope)
     keys |= _extra_keys(c, keys, notes)
     n_vocab = c.count("vocab_size")
+    if n_vocab > MAX_VOCAB:
+        raise BadFile(path, f"is {n_vocab}, expected at most {MAX_VOCAB}", field="vocab_size")
     n_layers, tied = c.count("num_hidden_layers"), c.table["tie_word_embeddings"] is not False
     return Sizes(architecture, n_layers, n_vocab, n_heads, n_kv_heads, head_dim, tied, rope, keys, tuple(notes))
 
