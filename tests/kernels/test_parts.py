@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gemmafile.engine.saved import fingerprint
 from gemmafile.kernels.activations import quantize_int8, remainder
 from gemmafile.kernels.formats_on import format_module
 from tests.kernels.test_replay import opened, tokens, write
@@ -48,3 +49,21 @@ def test_the_last_product_is_finer_than_one_of_int8(tmp_path: Path, name: str) -
             plain = np.abs(module.multiply(x, rows) - exact).max()
             assert fine < plain / 50, (product, fine, plain)
             assert values[product + "_parts"].shape == (2 * len(ids), x.shape[1])
+
+
+def test_int8_activations_are_asked_for(tmp_path: Path) -> None:
+    """Every product is the plain one then; what was read so is not taken for what is read otherwise."""
+    path, ids, seen = write(tmp_path, "gemma2", "Q8_0", n_layers=2), tokens("gemma2", 9), set()
+    for backend in ("cpu", "reference"):
+        with opened(path, activations="int8", backend=backend) as engine:
+            values: dict[str, np.ndarray] = {}
+            engine.forward(engine.new_sequence(), ids, want="all", trace=lambda n, v: values.__setitem__(n, v.copy()))  # noqa: B023
+            assert not [name for name in values if name.endswith("_parts")]
+            rows = engine.weights.output.data.reshape(engine.weights.output.shape[0], -1)
+            np.testing.assert_array_equal(
+                values["token_embd"], format_module("Q8_0").multiply(values["output_norm"], rows)
+            )
+            seen.add(fingerprint(engine))
+    with opened(path) as engine:
+        assert fingerprint(engine) not in seen
+    assert len(seen) == 1

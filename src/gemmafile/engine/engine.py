@@ -80,8 +80,9 @@ class Engine:
         self.max_rows = min(_within("--ubatch-size", settings.ubatch, MAX_BATCH), batch, self.n_context)
         # Held here: a backend knows the addresses of weights only.
         self.adapters = load_adapters(parse_adapters(settings.lora, settings.lora_scaled), self.config, self.weights)
+        tape = record(self.config, self.weights, self.adapters, has_fine_products=settings.activations == "fine")
         self.backend = make_backend(
-            settings.backend, record(self.config, self.weights, self.adapters), self.config, self.weights, self.cache,
+            settings.backend, tape, self.config, self.weights, self.cache,
             threads=self.threads, threads_batch=self.threads_batch, max_rows=self.max_rows, say=say,
         )  # fmt: skip
         self._computing, self._is_closed = threading.Lock(), False

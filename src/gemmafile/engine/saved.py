@@ -42,8 +42,10 @@ SAMPLE_BYTES = 4096
 
 def fingerprint(engine: Engine) -> str:
     """What keys and values depend on beside tokens: weights (a sample of each tensor), adapters (all of them, with
-    their scales) and constants. 32 hex digits."""
+    their scales), constants, and how products round. 32 hex digits."""
     seen = hashlib.blake2b(repr(engine.config).encode(), digest_size=16)
+    if engine.settings.activations != "fine":
+        seen.update(engine.settings.activations.encode())
     for name, tensor in engine.file.tensors.items():
         data = engine.file.data(name)
         seen.update(f"{name} {tensor.shape} {tensor.format.name} {data.size}".encode())

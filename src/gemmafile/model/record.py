@@ -12,8 +12,10 @@ from gemmafile.model.weights import ModelWeights
 _PAGES = {"gemma": record_gemma, "gemma2": record_gemma, "gemma3": record_gemma, "llama": record_llama}
 
 
-def record(config: ModelConfig, weights: ModelWeights, adapters: Pairs | None = None) -> Tape:
+def record(
+    config: ModelConfig, weights: ModelWeights, adapters: Pairs | None = None, *, has_fine_products: bool = True
+) -> Tape:
     """The forward pass of a model, recorded, with LoRA adapters if there are any."""
-    tape = Tape(adapters=adapters or {})
+    tape = Tape(adapters=adapters or {}, has_fine_products=has_fine_products)
     _PAGES[config.architecture](tape, config, weights)
     return tape

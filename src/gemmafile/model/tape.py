@@ -183,6 +183,8 @@ class Tape:
     prefix: str = ""
     adapters: Mapping[str, Sequence[tuple[Weight, Weight]]] = field(default_factory=dict)
     """LoRA: the name of a matrix -> its pairs (A, B), which are added behind its product (`adapters.py`)."""
+    has_fine_products: bool = True
+    """False: `fine_matmul` is `matmul`."""
 
     def layer(self, index: int) -> None:
         """Names of the following values begin with "blk.{index}."; a negative index ends that."""
@@ -253,7 +255,7 @@ class Tape:
         What is lost in rounding goes through the same kernel as a second row; the weights are read once for both.
         For products whose rounding is heard in the logits more than their time is felt: docs/decisions.md.
         """
-        if weight.format.name in ("F32", "F16", "BF16"):
+        if not self.has_fine_products or weight.format.name in ("F32", "F16", "BF16"):
             return self.matmul(x, weight)[0]
         name = _short(weight)
         rows = self._value(name + "_parts", x.width, x, parts=2)
