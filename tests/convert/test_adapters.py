@@ -154,8 +154,9 @@ def test_rank_stabilised_and_patterns(tmp_path: Path) -> None:
     same = write_lora(tmp_path / "b", model, alpha=8.0, use_rslora=True)  # 8 / sqrt(4) is twice 8 / 4
     np.testing.assert_allclose(logits(base, IDS, lora=[str(same)]), expected, atol=1e-4)
     pattern = {target.split(".")[-1]: 16.0 for target in TARGETS}
-    other = write_lora(tmp_path / "c", model, alpha=8.0, alpha_pattern=pattern)
-    np.testing.assert_allclose(logits(base, IDS, lora=[str(other)]), expected, atol=1e-4)
+    for names in (pattern, {r"^model\.layers\.\d\..*": 16.0}, {r"layers\.(0|1)\.\w+\.\w+_proj": 16.0, "q_proj": 3.0}):
+        other = write_lora(tmp_path / "c", model, alpha=8.0, alpha_pattern=names)
+        np.testing.assert_allclose(logits(base, IDS, lora=[str(other)]), expected, atol=1e-4)
 
 
 def _damage(folder: Path, changes: Mapping[str, Any]) -> None:
@@ -182,6 +183,13 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "rank": (lambda f: _damage(f, {"r": 0}), "over 0"),
     "half": (lambda f: _rewrite(f, str), "no pair"),
     "foreign": (lambda f: _rewrite(f, lambda n: n.replace("lora_A", "lora_X")), "no part of a LoRA pair"),
+    "alpha beyond float32": (lambda f: _damage(f, {"lora_alpha": 1e39}), "expected a number"),
+    "pattern of no number": (lambda f: _damage(f, {"alpha_pattern": {"q_proj": float("nan")}}), "alpha_pattern"),
+    "pattern table": (lambda f: _damage(f, {"alpha_pattern": ["q_proj"]}), "is no table"),
+    "pattern for ever": (lambda f: _damage(f, {"alpha_pattern": {"(.*)*x": 2}}), "none of a group"),
+    "pattern of nothing": (lambda f: _damage(f, {"alpha_pattern": {"q_(": 2}}), "no regular expression"),
+    "after a token": (lambda f: _damage(f, {"alora_invocation_tokens": [3]}), "not supported"),
+    "empty": (lambda f: write_safetensors(f / "adapter_model.safetensors", {}), "no LoRA pairs"),
     "nan": (lambda f: _rewrite(f, str, np.nan), "infinite or NaN"),
 }
 
@@ -212,7 +220,7 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path, capsys: pytest.C
     assert main(["merge", str(base), "-o", str(tmp_path / "x.gguf")]) == 2
 
 
-@pytest.mark.parametrize("text", ["a.gguf", "a.gguf:", ":1", "a.gguf:x", "a.gguf:nan"])
+@pytest.mark.parametrize("text", ["a.gguf", "a.gguf:", ":1", "a.gguf:x", "a.gguf:nan", "a.gguf:1e39"])
 def test_scales_that_are_none(text: str) -> None:
     with pytest.raises(BadSettings, match="FILE:SCALE"):
         parse_adapters([], [text])

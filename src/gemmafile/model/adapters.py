@@ -7,7 +7,6 @@ a row's result stays the same in any batch. The weights themselves stay mapped a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 from gemmafile.errors import BadFile, BadSettings, UnsupportedModel
 from gemmafile.files.formats import format_by_name
 from gemmafile.files.gguf import open_gguf
-from gemmafile.files.huggingface.adapter import is_adapter_folder, read_adapter
+from gemmafile.files.huggingface.adapter import LARGEST, is_adapter_folder, read_adapter
 from gemmafile.model.config import ModelConfig
 from gemmafile.model.weights import ModelWeights, Weight
 
@@ -50,7 +49,7 @@ def parse_adapters(plain: Sequence[str], scaled: Sequence[str]) -> list[tuple[st
                 scale = float(number)
             except ValueError:
                 colon = ""
-            if not colon or not path or not math.isfinite(scale):
+            if not colon or not path or not abs(scale) <= LARGEST:
                 raise BadSettings(f"--lora-scaled is {entry!r}, expected FILE:SCALE, such as adapter.gguf:0.5")
             found.append((path, scale))
     return found
@@ -64,7 +63,10 @@ def load_adapters(wanted: Sequence[tuple[str, float]], config: ModelConfig, weig
         adapter = open_adapter(Path(path), config)
         for name, a, b in adapter.pairs:
             check_pair(adapter, name, a, b, shapes)
-            scaled = b * np.float32(adapter.scale(len(a), asked))
+            with np.errstate(over="ignore"):
+                scaled = b * np.float32(adapter.scale(len(a), asked))
+            if not np.isfinite(scaled).all():
+                raise BadSettings(f"{path} times {asked:g} is beyond what float32 holds")
             pairs.setdefault(name, []).append((_weight(f"{name}.lora_a", a), _weight(f"{name}.lora_b", scaled)))
     return pairs
 
@@ -93,7 +95,7 @@ def open_adapter(path: Path, config: ModelConfig) -> Adapter:
             what = f"is an adapter for {metadata['general.architecture']!r}, and the model is {config.architecture!r}"
             raise UnsupportedModel(path, what)
         alpha = metadata.get_float("adapter.lora.alpha")
-        if not math.isfinite(alpha):
+        if not abs(alpha) <= LARGEST:
             raise BadFile(path, f"is {alpha}, expected a number", field="adapter.lora.alpha")
         halves: dict[str, dict[str, np.ndarray]] = {}
         for info in file.tensors.values():
