@@ -119,6 +119,7 @@ def main() -> int:
     context = max(512, chosen.stall + 512)
     settings = ContextSettings(context=context, threads=chosen.threads)
     with Model(chosen.model, settings, n_sequences=max(9, *counts)) as model:
+        model.engine.prepare(lambda done, total: None)  # as a server does: what is compiled is not timed
         ours = Ours(model, chosen.sampler, max(9, *counts))
         if chosen.stall:
             before, meanwhile, prompt_s = ours.stall(chosen.stall)

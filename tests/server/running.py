@@ -21,6 +21,8 @@ from gemmafile.server.launch import bind, open_door, serve
 from gemmafile.settings import ContextSettings, RunSettings, SamplingSettings, ServeSettings
 
 WAIT_S = 60.0
+START_S = 200.0
+"""Kernels may have to be compiled first, on a machine that has other work."""
 
 
 @dataclass
@@ -92,11 +94,11 @@ def running(
     sampling: SamplingSettings | None = None,
     run: RunSettings | None = None,
     wait: bool = True,
-    wait_s: float = WAIT_S,
+    wait_s: float = START_S,
 ) -> Iterator[Running]:
     """A server until the end of the block; `wait`: only once the model is loaded.
 
-    `wait_s`  for that, and for its end; kernels may have to be compiled first
+    `wait_s`  for that, and for its end
     """
     started: list[Running] = []
     is_up, failed = threading.Event(), list[BaseException]()

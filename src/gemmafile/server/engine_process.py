@@ -86,7 +86,7 @@ def _give_up(pipes: Pipes, message: str, code: int) -> NoReturn:
 
 def _work(pipes: Pipes, arguments: dict[str, Any]) -> None:
     def say(line: str) -> None:
-        pipes.send({"ev": "loading", "progress": 0.5, "line": line})
+        pipes.send({"ev": "loading", "progress": 0.2, "line": line})
         print(f"gemmafile: {line}", file=sys.stderr, flush=True)
 
     def told(done: int, total: int) -> None:
