@@ -219,6 +219,14 @@ def test_prompts_outlive_the_process(engine: Engine, tmp_path: Path) -> None:
     third.scheduler.prefixes.evict(100)
 
 
+def test_what_a_killed_process_left_is_removed(engine: Engine, tmp_path: Path) -> None:
+    for name, age_s in ((".old.keys.1.part", 7200), (".new.keys.2.part", 10), ("kept.keys", 7200), ("other", 7200)):
+        (tmp_path / name).write_bytes(b"x")
+        os.utime(tmp_path / name, (time.time() - age_s,) * 2)
+    crowd(engine, cache_folder=tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [".new.keys.2.part", "kept.keys", "other"]
+
+
 def test_fingerprints_tell_models_apart(engine: Engine, tmp_path: Path) -> None:
     same = open_preset(tmp_path, "gemma3", context=640)
     other = open_preset(tmp_path, "gemma3-plain", context=512)

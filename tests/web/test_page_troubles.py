@@ -130,7 +130,8 @@ def test_what_is_odd_in_an_imported_file_is_left_out(page: Any, tmp_path: Path) 
     timings = [{"predicted_n": 5}, {"predicted_n": 5, "prompt_n": 1, "prompt_ms": 2, "predicted_per_second": "fast"}]
     messages: list[Any] = [{"role": "user", "content": "hello"}]
     messages += [{"role": "assistant", "content": f"answer {i}", "timings": told} for i, told in enumerate(timings)]
-    (tmp_path / "odd.json").write_text(json.dumps({"title": "Odd", "messages": messages}))
+    settings = {"sampling": None, "system": 5, "n_predict": "x", "mode": None, "n_probs": {}, "grammar": []}
+    (tmp_path / "odd.json").write_text(json.dumps({"title": "Odd", "messages": messages, "settings": settings}))
     page.click("#open-data")
     with page.expect_file_chooser() as chooser:
         page.click("#menu >> text=Import")
@@ -139,3 +140,9 @@ def test_what_is_odd_in_an_imported_file_is_left_out(page: Any, tmp_path: Path) 
     page.wait_for_selector(".message >> text=answer 1")
     assert answers(page) == ["answer 0", "answer 1"]
     assert page.inner_text(".stats") == "5 tokens"
+    asked = answer_with(page, ["Well"])
+    ask(page, "And now?")
+    assert asked[0]["messages"][-1]["content"] == "And now?"
+    page.reload()
+    page.wait_for_selector("html[data-started]", state="attached")
+    assert page.inner_text("#title") == "Odd"

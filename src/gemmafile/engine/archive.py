@@ -31,6 +31,9 @@ LEAST_KEPT = 4
 FOLDER_BYTES = 4 << 30
 """The folder's files that were used least lately go when it is larger."""
 
+LEFT_S = 3600.0
+"""A file that is still unfinished after so many seconds was left behind by a process that was ended."""
+
 Done = Callable[[int, int, float, GemmafileError | None], None]
 """Called with tokens, bytes, milliseconds, and what went wrong."""
 
@@ -197,10 +200,14 @@ def _outcome(future: Future[int]) -> tuple[int, GemmafileError | None]:
 def _names_in(folder: Path | None) -> set[str]:
     if folder is None:
         return set()
-    try:
-        return {entry.name for entry in os.scandir(folder) if entry.name.endswith(".keys")}
-    except OSError:
-        return set()
+    names: set[str] = set()
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(folder):
+            if entry.name.endswith(".keys"):
+                names.add(entry.name)
+            elif entry.name.endswith(".part") and time.time() - entry.stat().st_mtime > LEFT_S:
+                os.unlink(entry.path)
+    return names
 
 
 def _make_room(folder: Path) -> set[str]:

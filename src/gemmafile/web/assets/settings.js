@@ -28,8 +28,21 @@ export const defaultSettings = () => ({
   prompt_template: info.templates.prompt, history_template: info.templates.history, user: "", bot: "", preset: "Default",
 });
 
-/** @param {any} stored @returns {Settings} */
-export const completeSettings = (stored) => ({ ...defaultSettings(), ...stored });
+/** What is stored, as far as it is what belongs there (it may come from a file), and defaults for the rest.
+ * @param {any} stored @returns {Settings} */
+export function completeSettings(stored) {
+  /** @type {any} */
+  const found = defaultSettings();
+  for (const [name, value] of Object.entries(stored ?? {})) {
+    if (name === "sampling") found.sampling = knobsOf(value);
+    else if (name === "n_predict" ? value === null || Number.isFinite(value) : typeof value === typeof found[name]) found[name] = value;
+  }
+  return found;
+}
+
+/** @param {any} value */
+const knobsOf = (value) =>
+  Object.fromEntries(Object.entries(value ?? {}).filter(([, one]) => Number.isFinite(one) || typeof one === "boolean"));
 
 /** Fields of a request under llama.cpp's names. @param {Settings} settings */
 export function requestFields(settings) {
