@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import struct
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.server.running import Running
+from tests.server.running import Running, running
+from tests.tiny import write_small
 
 COMPLETE, EMBED = "/v1/completions", "/v1/embeddings"
 ASK: dict[str, Any] = {"prompt": "the man", "max_tokens": 6, "temperature": 0}
@@ -81,6 +83,24 @@ def test_logprobs(server: Running) -> None:
     ):
         assert len(top) <= 2
         assert top[token] == logprob == max(top.values())
+
+
+def test_offsets_point_into_the_text(tmp_path: Path) -> None:
+    """Where the prompt has a BOS in front, which is no text."""
+    with running(write_small(tmp_path / "spm.gguf", "gemma2")) as server:
+        for stream in (False, True):
+            ask = {"prompt": "the man of the house", "max_tokens": 3, "temperature": 0, "echo": True, "logprobs": 1}
+            found = server.post(COMPLETE, {**ask, "stream": stream})
+            chunks = [found.json] if not stream else [chunk for chunk in found.events if chunk != "[DONE]"]
+            parts = [choice for chunk in chunks for choice in chunk["choices"] if choice["logprobs"]]
+            text = "".join(part["text"] for part in parts)
+            tokens = [token for part in parts for token in part["logprobs"]["tokens"]]
+            offsets = [at for part in parts for at in part["logprobs"]["text_offset"]]
+            assert tokens[0] == "<bos>"
+            assert offsets[0] == 0
+            shown = [(token, at) for token, at in zip(tokens[2:], offsets[2:], strict=True) if token.isascii()]
+            assert len(shown) > 5
+            assert all(text[at : at + len(token)] == token for token, at in shown), (text, shown)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -219,22 +219,28 @@ class Shape:
 
     def _choice(self, index: int, prompt: str, taken: Taken) -> dict[str, Any]:
         assert taken.finished is not None
-        text = (prompt if self.wish.echo else "") + taken.text
-        logprobs = self._logprobs(taken.scores, taken.pieces, 0)
+        echoed = prompt if self.wish.echo else ""
+        text = echoed + taken.text
+        logprobs = self._logprobs(taken, len(echoed))
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": taken.finished.finish_reason}
 
-    def _logprobs(self, scores: list[Any], pieces: list[TextPiece], offset: int) -> dict[str, Any] | None:
-        """OpenAI's four lists, and `content` as a chat has it, which llama.cpp's clients read."""
+    def _logprobs(self, taken: Taken, answer_at: int) -> dict[str, Any] | None:
+        """OpenAI's four lists, and `content` as a chat has it, which llama.cpp's clients read.
+
+        answer_at  where in the text the answer's tokens begin; those of the prompt end there
+        """
         n_top = self.wish.n_top
         if n_top is None:
             return None
         tokenizer = self.door.tokenizer
-        chosen = [piece for piece in pieces if piece.token_id is not None]
-        rows = [*scores, *((piece.token_id, piece.logprob, piece.top) for piece in chosen)]
+        chosen = [piece for piece in taken.pieces if piece.token_id is not None]
+        rows = [*taken.scores, *((piece.token_id, piece.logprob, piece.top) for piece in chosen)]
         tokens = [tokenizer.piece_bytes(token_id, special=True).decode(errors="replace") for token_id, _, _ in rows]
+        # BOS, and the space in front of all, are tokens and no text.
+        offset = answer_at - sum(map(len, tokens[: len(taken.scores)]))
         offsets = []
         for token in tokens:
-            offsets.append(offset)
+            offsets.append(max(0, offset))
             offset += len(token)
         tops = []
         for _, logprob, top in rows:
@@ -265,7 +271,7 @@ class Shape:
                 text = (prompt if echoed else "") + waiting.text
                 if text or isinstance(item, Finished):
                     begun.add(number)
-                    logprobs = self._logprobs(waiting.scores, waiting.pieces, offsets[number])
+                    logprobs = self._logprobs(waiting, offsets[number] + (len(prompt) if echoed else 0))
                     if text or (logprobs and logprobs["tokens"]):
                         yield self._chunk(number, text, logprobs)
                     offsets[number] += len(text)
