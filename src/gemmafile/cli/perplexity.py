@@ -2,7 +2,8 @@
 
 Perplexity of a text by llama.cpp's method, number for number comparable (`measure/perplexity.py`). With
 --kl-divergence-base the log-probabilities are kept in a file; with --kl-divergence as well, another model is compared
-with them (`measure/divergence.py`).
+with them (`measure/divergence.py`). What is measured is this engine's answer; --activations int8 rounds as llama.cpp
+does, for figures of a file to lay beside llama-perplexity's.
 """
 
 from __future__ import annotations
