@@ -107,6 +107,18 @@ def test_seeds_stop_strings_and_limits(tokenizer: CardTokenizer, model: CausalLM
     assert len(model.generate(ids, num_return_sequences=3, max_new_tokens=2)) == 3
 
 
+def test_what_transformers_takes_is_taken(tokenizer: CardTokenizer, model: CausalLM) -> None:
+    """None takes a step out; what is of beams and of its cache changes nothing."""
+    ids = tokenizer.encode("the other")
+    usual = greedy(model, ids)
+    assert greedy(model, ids, do_sample=False, temperature=None, top_p=None, top_k=None) == usual
+    assert greedy(model, ids, temperature=0.0, cache_implementation="static", early_stopping=True) == usual
+    sampled = {"do_sample": True, "seed": 4, "top_k": 0}
+    alike = greedy(model, ids, **sampled, temperature=None, top_p=None, repetition_penalty=None)
+    assert alike == greedy(model, ids, **sampled, temperature=1.0, top_p=1.0)
+    assert model.num_parameters() == sum(array.size for array in small("gemma2").weights.values())
+
+
 def test_repetition_and_ngrams(tokenizer: CardTokenizer, model: CausalLM) -> None:
     ids = tokenizer.encode("the other")
     answer = greedy(model, ids, max_new_tokens=40, no_repeat_ngram_size=2)[0]

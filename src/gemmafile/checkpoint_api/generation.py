@@ -52,12 +52,13 @@ class GenerationConfig:
         return config
 
     def changed(self, values: Mapping[str, Any]) -> GenerationConfig:
-        """With other values. Raises BadSettings for a name there is not, with the nearest."""
+        """With other values; None takes a step out, as in transformers. Raises BadSettings for a name there is not,
+        with the nearest."""
         known = {field.name: getattr(self, field.name) for field in fields(self)}
         for name in values:
             if name not in known:
                 raise BadSettings(f"generate() has no argument {name!r}{nearest(name, known)}")
-        config = type(self)(**{**known, **values})
+        config = type(self)(**{**known, **{k: _WITHOUT.get(k) if v is None else v for k, v in values.items()}})
         config.check()
         return config
 
@@ -95,6 +96,12 @@ class GenerationConfig:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
+_WITHOUT: dict[str, Any] = {
+    **dict.fromkeys(("temperature", "top_p", "typical_p", "repetition_penalty"), 1.0),
+    "do_sample": False, "num_return_sequences": 1, "no_repeat_ngram_size": 0, "return_dict_in_generate": False,
+    "output_scores": False, "output_logits": False,
+}  # fmt: skip
+"""The value at which a step does nothing, where that is not None."""
 MAX_COUNT = (1 << 31) - 1
 _COUNTS = {
     "max_new_tokens": 1,

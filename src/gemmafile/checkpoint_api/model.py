@@ -35,6 +35,8 @@ FORMATS = {name: fmt for fmt, name in TORCH_NAMES.items()} | {"half": "F16", "fl
 ATTENTION = {None: "cpu", "flash_attention_2": "cpu", "flash_attention_3": "cpu", "sdpa": "cpu", "eager": "reference"}
 """attn_implementation -> backend: ours is fused and has soft caps and windows; eager is the slow NumPy reference."""
 MAX_ANSWERS = 1 << 16
+_NOT_NEEDED = ("token_type_ids", "cache_implementation", "early_stopping", "length_penalty", "synced_gpus")
+"""Arguments of transformers' generate that change nothing here: of beams, of its cache, of several machines."""
 _OWN = ("threads", "context", "backend", "cache_type_k", "cache_type_v")
 
 
@@ -129,6 +131,13 @@ class CausalLM:
     def eval(self) -> CausalLM:
         return self
 
+    @property
+    def name_or_path(self) -> str:
+        return str(self.model.file.path)
+
+    def num_parameters(self) -> int:
+        return sum(info.n_weights for info in self.model.file.tensors.values())
+
     def get_memory_footprint(self) -> int:
         """Bytes of all tensors as they are computed with."""
         return sum(info.n_bytes for info in self.model.file.tensors.values())
@@ -170,7 +179,8 @@ class CausalLM:
             input_ids, attention_mask = inputs["input_ids"], inputs.get("attention_mask", attention_mask)
         else:
             input_ids = input_ids if inputs is None else inputs
-        values.pop("token_type_ids", None)
+        for name in _NOT_NEEDED:
+            values.pop(name, None)
         if num_beams != 1:
             raise BadSettings(f"num_beams is {num_beams}: beam search is not here, greedy and sampling are")
         config = self._config(generation_config, values)
