@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +232,24 @@ def test_a_link_stays_one_and_a_pipe_stays_one(tmp_path: Path):
     with pytest.raises(BadFile, match="is no ordinary file"):
         write_gguf(tmp_path / "pipe", {}, [])
     assert (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_process_asked_to_end_leaves_no_half_of_a_file(number: signal.Signals, tmp_path: Path):
+    """Forty gigabytes under a hidden name would be left for nobody."""
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom gemmafile.files.gguf_writer import write_gguf\n"
+        "def read():\n    yield bytes(16)\n    print('half', flush=True)\n    time.sleep(60)\n"
+        "write_gguf(sys.argv[1], {}, [('a', 'F32', (8,), read)])"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path / "a.gguf"], stdout=subprocess.PIPE,
+                          env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"half\n"
+        assert len(list(tmp_path.iterdir())) == 1
+        process.send_signal(number)
+        assert process.wait(30) == -number
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_place_that_cannot_be_written_to(tmp_path: Path):

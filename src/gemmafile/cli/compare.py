@@ -35,7 +35,7 @@ def main(args: argparse.Namespace) -> int:
     import tempfile
 
     from gemmafile.cli.run import read_text
-    from gemmafile.files.atomic import check_writable, replace_file
+    from gemmafile.files.atomic import check_writable, removed_if_ended, replace_file
     from gemmafile.files.open import title_of
     from gemmafile.quantize.comparison import compare, table
     from gemmafile.quantize.importance import load_importance
@@ -64,7 +64,7 @@ def main(args: argparse.Namespace) -> int:
         folder = tempfile.TemporaryDirectory(dir=args.tmp, prefix="gemmafile-")
     except OSError as error:
         raise BadFile(args.tmp, f"cannot be written to: {error.strerror or error}") from None
-    with folder:
+    with removed_if_ended(Path(folder.name)), folder:
         for row in compare(
             args.model, names, text, Path(folder.name), settings, n_chunks=args.chunks, importance=importance,
             allow_requantize=args.allow_requantize, say=say,

@@ -99,13 +99,18 @@ def pack_checkpoint(args: argparse.Namespace, folder: Path) -> int:
 
     from gemmafile.cli.convert import check_room
     from gemmafile.convert.to_gguf import choose_format, converted_bytes, write_converted
+    from gemmafile.files.atomic import removed_if_ended
     from gemmafile.files.huggingface.checkpoint import Checkpoint
     from gemmafile.files.huggingface.provenance import file_name
 
     place = args.output if args.output is not None and args.output.is_dir() else (args.output or Path("x")).parent
     if not place.is_dir():
         raise BadSettings(f"{place} is no folder")
-    with Checkpoint(folder) as checkpoint, tempfile.TemporaryDirectory(prefix=".packing-", dir=place) as scratch:
+    with (
+        Checkpoint(folder) as checkpoint,
+        tempfile.TemporaryDirectory(prefix=".packing-", dir=place) as scratch,
+        removed_if_ended(Path(scratch)),
+    ):
         if is_gemma(checkpoint.metadata):  # said before hours of work
             check_licence(args, given_members(args))
         name = choose_format(checkpoint, "auto")

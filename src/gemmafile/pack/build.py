@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from gemmafile.errors import BadFile, GemmafileError
+from gemmafile.files.atomic import removed_if_ended
 from gemmafile.files.ollama import PREFIX
 from gemmafile.files.open import find_archive, open_model
 from gemmafile.pack.edition import Contents, Edition, compose
@@ -115,7 +116,7 @@ def check_room(out: Path, n_bytes: int) -> None:
 @contextlib.contextmanager
 def new_file(out: Path) -> Iterator[BinaryIO]:
     """A file that takes the name `out` when it has been written, and vanishes when that fails."""
-    out = out.absolute()
+    out = Path(os.path.realpath(out))  # a link stays one
     if out.exists() and not out.is_file():  # a device, say: it would be replaced by a file
         raise GemmafileError(f"{out}: is there already, and is no ordinary file")
     _sweep(out)
@@ -125,7 +126,7 @@ def new_file(out: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         raise GemmafileError(f"{out}: cannot be written: {error.strerror}") from None
     try:
-        with os.fdopen(handle, "r+b", buffering=0) as file:
+        with removed_if_ended(partial), os.fdopen(handle, "r+b", buffering=0) as file:
             _lock(handle)
             yield file
             os.fsync(handle)
