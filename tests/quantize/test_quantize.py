@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -122,6 +123,15 @@ def test_what_cannot_be_is_said_in_a_line(
     assert message in err
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_told_first(
+    model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=1000))
+    code, out, err = run(capfd, model, tmp_path / "out.gguf", "Q8_0")
+    assert (code, out) == (1, "")
+    assert "0 MB are left on that disk" in err
 
 
 def test_quantised_once_is_not_quantised_again_unasked(

@@ -79,8 +79,12 @@ def output_path(given: Path | None, name: str) -> Path:
 
 def check_room(out: Path, n_bytes: int) -> None:
     """Raises BadFile where the disk has not so many bytes left."""
+    import os
     import shutil
 
-    free = shutil.disk_usage(out.absolute().parent).free
+    place = Path(os.path.realpath(out)).parent
+    while not place.exists() and place != place.parent:  # folders that are still to be made
+        place = place.parent
+    free = shutil.disk_usage(place).free
     if free < n_bytes:
         raise BadFile(out, f"needs {n_bytes / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are left on that disk")

@@ -63,6 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Raises BadSettings, BadFile, UnsupportedModel, BackendUnavailable."""
+    from gemmafile.cli.convert import check_room
+    from gemmafile.files.atomic import check_writable
     from gemmafile.files.open import open_model
     from gemmafile.quantize.importance import load_importance
     from gemmafile.quantize.mixture import FileType, choose_formats, in_order
@@ -91,6 +93,8 @@ def main(args: argparse.Namespace) -> int:
             for name, fmt in plan.formats.items():
                 print(f"{name:<36} {file.tensors[name].format.name:>6} -> {fmt.name}")
         else:
+            check_writable(out)
+            check_room(out, plan.n_bytes(file))
             say = print if args.verbose and not args.quiet else lambda line: None
             quantise_file(file, out, plan, n_threads=n_threads, quiet=args.quiet, say=say)
         if not args.quiet:
@@ -109,6 +113,7 @@ def _say_sizes(out: Path, file: ModelFile, plan: Plan) -> None:
 
 def _quantise_to_size(args: argparse.Namespace) -> int:
     """--target-size and --target-bpw: measure, choose, write. Raises as `main`."""
+    from gemmafile.cli.convert import check_room
     from gemmafile.cli.run import read_text
     from gemmafile.files.atomic import check_writable
     from gemmafile.files.open import check_is_new, open_model
@@ -167,6 +172,7 @@ def _quantise_to_size(args: argparse.Namespace) -> int:
         if not args.quiet:
             print("\n".join(mix.table()))
         if not args.dry_run:
+            check_room(out, plan.n_bytes(file))
             quantise_file(file, out, plan, n_threads=args.threads, quiet=args.quiet)
         if not args.quiet:
             _say_sizes(out, file, plan)
