@@ -48,8 +48,8 @@ FREE_S, FREE_TOKEN_S = 1.0, 0.005
 beyond it (too many readings, a pattern with too many states) would hold up everybody's answers."""
 
 MOST_SYMBOLS = 20_000
-"""Of a compiled grammar: some 3,000 properties of an object, or as many words to choose from. Time grows with their
-square: 8,000 properties took half a minute."""
+"""Of a compiled grammar: some 3,000 words to choose from. Time grows with their square: a schema of 8,000 properties
+took half a minute. (Of one object some 500 properties can be followed: llguidance has 2,000 items in a row.)"""
 
 LONGEST_TOKEN_BYTES = 1024
 """Of longer tokens llguidance cannot make its tree; they are never allowed."""
