@@ -260,6 +260,12 @@ WRONG: dict[str, tuple[Any, str]] = {
         lambda m, t: t.apply_chat_template([{"role": "system", "content": "x"}], system_policy="err"), "policy"),
     "dtype": (lambda m, t: load(m.model.file.path, dtype="int3"), "expected float32"),
     "bits": (lambda m, t: BitsAndBytesConfig(True, True), "which one"),
+    "no ids": (lambda m, t: m.generate({}), "expected rows of token ids"),
+    "config": (lambda m, t: m.generate([[2]], generation_config=5), "expected a GenerationConfig"),
+    "decode text": (lambda m, t: t.decode("abc"), "expected token ids"),
+    "decode nothing": (lambda m, t: t.decode(None), "expected token ids"),
+    "cut": (lambda m, t: t("the other", truncation=True, max_length=-3), "max_length"),
+    "device": (lambda m, t: load(m.model.file.path, device_map=["cpu"]), "is not known"),
     "no name": (lambda m, t: load("no-such-thing"), "no such file"),
 }  # fmt: skip
 

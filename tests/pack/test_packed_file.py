@@ -222,6 +222,8 @@ def test_gemma_keeps_its_terms_whatever_the_file_is_called(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--runtime", "this"], "--runtime and --no-runtime were both given"),
+        (["--python", "3.10"], "--python is '3.10'"),
         (["--", "--in-prefix", ""], "an empty argument cannot be packed"),
         (["--", "-p", "a\rb"], "an argument with a newline cannot be packed"),
         (["--", "-p", "\udcff"], "an argument is not UTF-8 text"),

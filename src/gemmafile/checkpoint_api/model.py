@@ -176,7 +176,7 @@ class CausalLM:
         Raises BadSettings, ContextOverflow.
         """
         if isinstance(inputs, Mapping):
-            input_ids, attention_mask = inputs["input_ids"], inputs.get("attention_mask", attention_mask)
+            input_ids, attention_mask = inputs.get("input_ids"), inputs.get("attention_mask", attention_mask)
         else:
             input_ids = input_ids if inputs is None else inputs
         for name in _NOT_NEEDED:
@@ -222,7 +222,9 @@ class CausalLM:
     def _config(self, given: Any, values: dict[str, Any]) -> GenerationConfig:
         base = self.generation_config
         if given is not None:
-            table = given.to_dict() if hasattr(given, "to_dict") else dict(given)
+            table = given.to_dict() if hasattr(given, "to_dict") else given
+            if not isinstance(table, Mapping):
+                raise BadSettings(f"generation_config is {given!r:.60}, expected a GenerationConfig or a table")
             own = base.to_dict()
             kept = {name: own[name] for name in ("eos_token_id", "pad_token_id", "bos_token_id")}
             base = GenerationConfig.from_table({**kept, **{k: v for k, v in table.items() if v is not None}})
@@ -346,7 +348,7 @@ def _read_dtype(dtype: Any) -> str | None:
 
 def _check_devices(device_map: Any) -> None:
     """Says what cannot be had. Raises BadSettings for what is no device."""
-    devices = set(device_map.values()) if isinstance(device_map, Mapping) else {device_map}
+    devices = list(device_map.values()) if isinstance(device_map, Mapping) else [device_map]
     for device in devices:
         name = getattr(device, "type", device)
         if name is None or isinstance(name, int) or (isinstance(name, str) and name.partition(":")[0] in _DEVICES):

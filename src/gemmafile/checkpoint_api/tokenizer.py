@@ -172,6 +172,9 @@ class CardTokenizer:
         side: str | None,
     ) -> BatchEncoding:  # fmt: skip
         left = (side or self.padding_side) == "left"
+        is_used = max_length is not None and (truncation or padding == "max_length")
+        if is_used and (not _is_number(max_length) or int(max_length or 0) < 1):
+            raise BadSettings(f"max_length is {max_length!r:.60}, expected a whole number, 1 or more")
         if truncation and max_length is not None:
             rows = [row[:max_length] for row in rows]
         masks = [[1] * len(row) for row in rows]
@@ -287,4 +290,6 @@ def _to_lists(value: Any) -> list[Any]:
         value = value.tolist()
     if _is_number(value):
         return [value]
+    if isinstance(value, str) or not hasattr(value, "__iter__"):
+        raise BadSettings(f"expected token ids, not {value!r:.60}")
     return [_to_lists(item) if hasattr(item, "__len__") else item for item in value]

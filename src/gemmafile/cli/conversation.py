@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemmafile.cli import confinement
-from gemmafile.errors import GemmafileError
+from gemmafile.errors import BadFile, GemmafileError
+from gemmafile.files.atomic import replace_file
 
 if TYPE_CHECKING:
     from gemmafile.text.chat import ChatTemplate
@@ -70,10 +71,9 @@ class Conversation:
             text = "\n".join(f"## {message['role']}\n\n{message['content']}\n" for message in self.messages)
         if not path.name:
             raise GemmafileError(f"{path}: cannot be written: it is a directory")
-        partial = path.with_name(path.name + ".part")
         try:
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(path)
-        except OSError as error:
-            why = confinement.explain(error)
-            raise GemmafileError(f"{path}: cannot be written: {error.strerror or error}{why}") from None
+            with replace_file(path) as out:
+                out.write(text.encode())
+        except BadFile as error:
+            why = confinement.explain(error.__cause__) if isinstance(error.__cause__, OSError) else ""
+            raise GemmafileError(f"{error}{why}") from None

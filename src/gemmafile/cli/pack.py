@@ -356,7 +356,7 @@ def collect_program(args: argparse.Namespace, say: Any) -> Program:
     names = args.platform.split(",") if args.platform else [this_platform().name]
     platforms = list(dict.fromkeys(find_platform(name) for name in names))
     python = args.python or f"{sys.version_info[0]}.{sys.version_info[1]}"
-    if not re.fullmatch(r"3\.\d\d", python):
+    if not re.fullmatch(r"3\.1[1-9]|3\.[2-9]\d", python):
         raise BadSettings(f"--python is {python!r}, expected 3.11 or newer")
     cache = cache_root().parent
     kernels = {p.name: machine_code(p, args.cpu, cache, say, args.quiet) for p in platforms}
@@ -367,6 +367,8 @@ def runtime_choice(args: argparse.Namespace) -> Any:
     """ "auto", "this", "none", or folders by platform. Raises BadSettings."""
     from gemmafile.pack.platforms import find_platform, this_platform
 
+    if args.no_runtime and args.runtime:
+        raise BadSettings("--runtime and --no-runtime were both given: which one?")
     if args.no_runtime:
         return "none"
     given = args.runtime or ["auto"]

@@ -137,7 +137,7 @@ def _fetch_debian(folder: Path, architecture: str) -> None:
             check=False, stdin=subprocess.DEVNULL,
         )  # fmt: skip
         if done.returncode:
-            raise GemmafileError(f"{program} {words[0]}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
+            raise GemmafileError(f"{program} {words[0]}: {_last_line(done.stderr)}")
         return done.stdout
 
     apt("apt-get", "update")
@@ -151,9 +151,16 @@ def _fetch_debian(folder: Path, architecture: str) -> None:
     names = [name if name in known else f"{name}t64" for name in wanted]
     apt("apt-get", "download", *(name for name in names if name in known))
     for package in sorted((folder / "packages").glob("*.deb")):
-        subprocess.run(["dpkg-deb", "-x", package, folder / "root"], check=True, timeout=300)
+        unpack = ["dpkg-deb", "-x", str(package), str(folder / "root")]
+        done = subprocess.run(unpack, capture_output=True, text=True, timeout=300, check=False)
+        if done.returncode:
+            raise GemmafileError(f"{package.name} cannot be unpacked: {_last_line(done.stderr)}")
     (folder / "fetched.new").write_text(f"{python}\n")
     os.replace(folder / "fetched.new", folder / "fetched")
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["failed"])[-1]
 
 
 def _user() -> str:
