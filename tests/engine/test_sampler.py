@@ -252,3 +252,20 @@ def test_a_whole_vocabulary(full: bool) -> None:
             assert [i for i, _ in choice.top] == order[:5].tolist()
             if not settings:
                 assert choice.token_id in order[:40]
+
+
+@pytest.mark.parametrize("temperature", [1e-19, 1e-21, 1e-38, 1e-46, 1e-308, 5e-324])
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"top_k": 0}, {"n_probs": 2}, {"post_sampling_probs": True, "n_probs": 2}, {"mirostat": 1}, {"mirostat": 2},
+     {"dynatemp_range": 1e-46}],
+)  # fmt: skip
+def test_next_to_no_temperature_takes_the_likeliest(temperature: float, more: dict[str, object]) -> None:
+    sampler = make(temperature=temperature, seed=1, **more)
+    assert sampler.sample(LOGITS).token_id == int(LOGITS.argmax())
+
+
+def test_a_bias_beyond_all_numbers_is_an_error_in_words() -> None:
+    large = np.full(len(LOGITS), 3e38, np.float32)
+    with pytest.raises(GemmafileError, match="no token can be chosen|numbers"):
+        make(temperature=0.5, top_k=3, logit_bias={2: 3e38}).sample(large)

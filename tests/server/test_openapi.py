@@ -142,6 +142,7 @@ def test_the_simplest_request_of_every_kind_is_answered(tried: Running, document
         assert check(tried, document, path, method, body) == 200, path
 
 
+@pytest.mark.timeout(1200)
 def test_odd_values_in_every_field(tried: Running, document: Document, full: bool) -> None:
     """A sample of: each field of each request with each odd value. A field may also lie one level deeper."""
     cases = []

@@ -31,6 +31,7 @@ from gemmafile.engine.candidates import Candidates, Floats, Mass, exponentials, 
 from gemmafile.engine.penalties import Dry, Tokens, apply_penalties
 from gemmafile.engine.sampling_options import (
     ALIASES,
+    LEAST_TEMPERATURE,
     check_sampling,
     parse_logit_bias,
     parse_samplers,
@@ -214,7 +215,7 @@ class Sampler:
             if asked is None and n_biased:
                 return None
             found = pairs_of(np.flatnonzero(grammar.allowed()), logits, short.n_wanted) if asked is None else asked
-        if not found or found[-1][0] == -math.inf:
+        if not found or found[-1][0] == -math.inf or found[0][0] == math.inf:
             return None
         return short.choose(found[: short.n_wanted], self._uniform())
 
@@ -229,7 +230,7 @@ class Sampler:
 
     @property
     def _is_greedy(self) -> bool:
-        return self.settings.temperature <= 0.0 and self.settings.dynatemp_range <= 0.0
+        return self.settings.temperature <= LEAST_TEMPERATURE and self.settings.dynatemp_range <= 0.0
 
     def _n_wanted(self, name: str) -> int | None:
         """How many of the likeliest candidates a step looks at; None: at all of them."""

@@ -46,6 +46,9 @@ ALIASES = {
 LARGEST_FLOAT = 3.4028234e38
 """Settings meet logits in float32: a larger number would be infinity there."""
 
+LEAST_TEMPERATURE = 1e-20
+"""Logits divided by less may be infinite, and no token left: from here down the likeliest is taken, as at 0."""
+
 _RANGES: dict[str, tuple[float, float]] = {
     "temperature": (-LARGEST_FLOAT, LARGEST_FLOAT),
     "top_p": (0, 1),

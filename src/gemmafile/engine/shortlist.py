@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemmafile.engine.candidates import Floats, largest
+from gemmafile.engine.sampling_options import LEAST_TEMPERATURE
 from gemmafile.kernels.backend import PEAK_GROUP
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class Shortlist:
                 n = sum(value >= bound for value in values)
                 values = values[: max(n, self.min_keep, 1)]
             elif step == "temperature":
-                if self.temperature <= 0.0:
+                if self.temperature <= LEAST_TEMPERATURE:
                     return pairs[0][1]
                 values = [value / self.temperature for value in values]
         return pairs[_draw(values, uniform)][1]

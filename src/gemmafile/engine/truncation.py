@@ -14,6 +14,7 @@ from bisect import bisect_left, bisect_right
 import numpy as np
 
 from gemmafile.engine.candidates import Candidates, Mass, count_above, count_at_least
+from gemmafile.engine.sampling_options import LEAST_TEMPERATURE
 
 
 def keep_top_k(candidates: Candidates, k: int) -> None:
@@ -87,7 +88,7 @@ def exclude_top_choices(candidates: Candidates, threshold: float, min_keep: int 
 
 
 def apply_temperature(candidates: Candidates, temperature: float, spread: float = 0.0, exponent: float = 1.0) -> None:
-    """Divides the logits; a temperature of 0 or less keeps the likeliest token alone.
+    """Divides the logits; a temperature of 0 or less, or next to 0, keeps the likeliest token alone.
 
     `spread` > 0 makes it dynamic: between temperature - spread and temperature + spread, the higher the more
     evenly the probabilities lie (their entropy over the largest possible, to the power of `exponent`).
@@ -101,7 +102,7 @@ def apply_temperature(candidates: Candidates, temperature: float, spread: float 
         evenness = entropy / math.log(len(candidates))
         low, high = max(0.0, temperature - spread), temperature + spread
         temperature = low + (high - low) * evenness**exponent
-    if temperature <= 0.0:
+    if temperature <= LEAST_TEMPERATURE:
         candidates.keep_largest(1)
     elif temperature != 1.0:
         candidates.divide(temperature)
