@@ -91,7 +91,7 @@ class ContextSettings:
     ubatch: int = option(512, "--ubatch-size", "-ub", help="rows computed in one pass", metavar="N", env="LLAMA_ARG_UBATCH")
     cache_type_k: str = option("f16", "--cache-type-k", "-ctk", help="format of cached keys", choices=CACHE_TYPES, env="LLAMA_ARG_CACHE_TYPE_K")
     cache_type_v: str = option("f16", "--cache-type-v", "-ctv", help="format of cached values", choices=CACHE_TYPES, env="LLAMA_ARG_CACHE_TYPE_V")
-    activations: str = option("fine", "--activations", help="fine: attention's output and the last product read activations of 15 bits; int8: every product 8, as llama.cpp (for figures to lay beside its own)", choices=("fine", "int8"))
+    activations: str = option("fine", "--activations", help="fine: attention's output, the last product and a small model's gate and up read activations of 15 bits; int8: every product 8, as llama.cpp (for figures to lay beside its own)", choices=("fine", "int8"))
     mmap: bool = option(True, "--mmap", help="map the model's file (the default); --no-mmap: read it into memory", off=("--no-mmap",))
     mlock: bool = option(False, "--mlock", help="hold the model in memory: it is neither swapped out nor dropped")
     load_mode: str = option("auto", "--load-mode", "-lm", help="auto: as --mmap and --mlock say; none and dio: --no-mmap; mlock: --no-mmap --mlock; mmap; mmap+mlock", choices=LOAD_MODES, env="LLAMA_ARG_LOAD_MODE")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gemmafile.engine.saved import fingerprint
+from gemmafile.files.formats import format_by_name
 from gemmafile.kernels.activations import quantize_int8, remainder
 from gemmafile.kernels.formats_on import format_module
+from gemmafile.model.record import record
+from gemmafile.model.tape import Tape, writes
 from tests.kernels.test_replay import opened, tokens, write
 
 
@@ -42,13 +46,36 @@ def test_the_last_product_is_finer_than_one_of_int8(tmp_path: Path, name: str) -
         for product, weight, x in (
             ("blk.1.attn_output", engine.weights.layers[1].attn_output, values["blk.1.attention"]),
             ("token_embd", engine.weights.output, values["output_norm"]),
+            ("blk.0.ffn_gate", engine.weights.layers[0].ffn_gate, values["blk.0.ffn_norm"]),
+            ("blk.0.ffn_up", engine.weights.layers[0].ffn_up, values["blk.0.ffn_norm"]),
         ):
             rows = weight.data.reshape(weight.shape[0], -1)
             exact = x.astype(np.float64) @ module.dequantize(rows).astype(np.float64).T
             fine = np.abs(values[product] - exact).max()
             plain = np.abs(module.multiply(x, rows) - exact).max()
             assert fine < plain / 50, (product, fine, plain)
-            assert values[product + "_parts"].shape == (2 * len(ids), x.shape[1])
+            assert values[product + "_products"].shape == (2 * len(ids), weight.shape[0])
+
+
+@pytest.mark.parametrize("architecture", ["gemma2", "llama"])
+@pytest.mark.parametrize(("width", "is_fine"), [(768, True), (1024, False)])
+def test_gate_and_up_are_fine_in_small_models(tmp_path: Path, architecture: str, width: int, is_fine: bool) -> None:
+    with opened(write(tmp_path, architecture, "Q8_0", n_layers=1, embedding_dim=width)) as engine:
+        tape = record(engine.config, engine.weights)
+        names = {value.name for op in tape.ops for value in writes(op)}
+        assert ("blk.0.ffn_gate_parts" in names) == ("blk.0.ffn_up_products" in names) == is_fine
+        assert "blk.0.attn_output_parts" in names
+
+
+def test_products_of_two_formats_are_split_apart(tmp_path: Path) -> None:
+    """What rounding loses depends on the format's blocks: one split for both would add what one of them never lost."""
+    with opened(write(tmp_path, "gemma2", "Q8_0", n_layers=1)) as engine:
+        layer, kinds = engine.weights.layers[0], []
+        for gate in (layer.ffn_gate, replace(layer.ffn_gate, format=format_by_name("Q6_K"))):
+            tape = Tape()
+            tape.fine_matmul(tape.embed(engine.weights.token_embd, 1.0), gate, layer.ffn_up)
+            kinds.append([type(op).__name__ for op in tape.ops[1:]])
+        assert kinds == [["Split", "MatMul", "Join", "Join"], ["Split", "MatMul", "Join"] * 2]
 
 
 def test_int8_activations_are_asked_for(tmp_path: Path) -> None:

@@ -38,6 +38,10 @@ class Rope:
     use_factors: bool = False
 
 
+SMALL = 1024
+"""Models of an embedding narrower than this have some hundred million weights: SmolLM2 135M 576, Gemma 3 270M 640."""
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Sizes and constants of one model. Shape letters as everywhere: E, F, H, K (kv heads), D, V."""
@@ -65,6 +69,11 @@ class ModelConfig:
     qk_norms: bool = False
     tied: bool = True
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def is_small(self) -> bool:
+        """Whether rounding is heard in this model more than time is felt: gate and up get activations of 15 bits."""
+        return self.embedding_dim < SMALL
 
     def window_of(self, layer: int) -> int:
         """Positions a row of this layer sees, itself included; 0: all."""

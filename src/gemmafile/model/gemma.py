@@ -29,18 +29,19 @@ def record_gemma(tape: Tape, config: ModelConfig, weights: ModelWeights) -> None
             q, k, v, layer=i, n_heads=config.n_heads, n_kv_heads=config.n_kv_heads,
             scale=config.query_scale, window=config.window_of(i), softcap=config.attn_softcap,
         )  # fmt: skip
-        h = tape.fine_matmul(a, layer.attn_output)
+        (h,) = tape.fine_matmul(a, layer.attn_output)
         if layer.post_attention_norm is not None:
             h = tape.rmsnorm(h, layer.post_attention_norm, eps)
         x = tape.add(x, h, "attn_residual")
         h = tape.rmsnorm(x, layer.ffn_norm, eps)
-        gate, up = tape.matmul(h, layer.ffn_gate, layer.ffn_up)
+        matmul = tape.fine_matmul if config.is_small else tape.matmul
+        gate, up = matmul(h, layer.ffn_gate, layer.ffn_up)
         (h,) = tape.matmul(tape.gate(gate, up, config.activation), layer.ffn_down)
         if layer.post_ffw_norm is not None:
             h = tape.rmsnorm(h, layer.post_ffw_norm, eps)
         x = tape.add(x, h, "ffn_residual")
     tape.layer(-1)
     x = tape.rmsnorm(tape.take_outputs(x), weights.output_norm, eps)
-    logits = tape.fine_matmul(x, weights.output)
+    (logits,) = tape.fine_matmul(x, weights.output)
     if config.logit_softcap:
         tape.softcap(logits, config.logit_softcap)

@@ -23,10 +23,11 @@ def record_llama(tape: Tape, config: ModelConfig, weights: ModelWeights) -> None
             q, k, v, layer=i, n_heads=config.n_heads, n_kv_heads=config.n_kv_heads,
             scale=config.query_scale, window=0, softcap=0.0,
         )  # fmt: skip
-        h = tape.fine_matmul(a, layer.attn_output)
+        (h,) = tape.fine_matmul(a, layer.attn_output)
         x = tape.add(x, h, "attn_residual")
         h = tape.rmsnorm(x, layer.ffn_norm, eps)
-        gate, up = tape.matmul(h, layer.ffn_gate, layer.ffn_up)
+        matmul = tape.fine_matmul if config.is_small else tape.matmul
+        gate, up = matmul(h, layer.ffn_gate, layer.ffn_up)
         (h,) = tape.matmul(tape.gate(gate, up, "silu"), layer.ffn_down)
         x = tape.add(x, h, "ffn_residual")
     tape.layer(-1)

@@ -249,22 +249,23 @@ class Tape:
         self.ops.append(TakeOutputs(x, out))
         return out
 
-    def fine_matmul(self, x: Value, weight: Weight) -> Value:
-        """x · weightᵀ, with x to about 15 bits where the format's kernels round activations to 8.
+    def fine_matmul(self, x: Value, *weights: Weight) -> tuple[Value, ...]:
+        """x · weightᵀ for each weight, with x to about 15 bits where the format's kernels round activations to 8.
 
         What is lost in rounding goes through the same kernel as a second row; the weights are read once for both.
         For products whose rounding is heard in the logits more than their time is felt: docs/decisions.md.
         """
-        if not self.has_fine_products or weight.format.name in ("F32", "F16", "BF16"):
-            return self.matmul(x, weight)[0]
-        name = _short(weight)
-        rows = self._value(name + "_parts", x.width, x, parts=2)
-        self.ops.append(Split(x, weight, rows))
-        products = self._value(name + "_products", weight.shape[0], rows)
-        self.ops.append(MatMul(rows, (weight,), (products,)))
-        out = self._value(name, weight.shape[0], x, parts=1)
-        self.ops.append(Join(products, out))
-        return self._adapt(x, weight, out)
+        if not self.has_fine_products or all(w.format.name in ("F32", "F16", "BF16") for w in weights):
+            return self.matmul(x, *weights)
+        if len({w.format.name for w in weights}) > 1:  # what is lost depends on the format
+            return tuple(out for w in weights for out in self.fine_matmul(x, w))
+        rows = self._value(_short(weights[0]) + "_parts", x.width, x, parts=2)
+        self.ops.append(Split(x, weights[0], rows))
+        products = tuple(self._value(_short(w) + "_products", w.shape[0], rows) for w in weights)
+        self.ops.append(MatMul(rows, weights, products))
+        outs = tuple(self._value(_short(w), w.shape[0], x, parts=1) for w in weights)
+        self.ops += [Join(product, out) for product, out in zip(products, outs, strict=True)]
+        return tuple(self._adapt(x, w, out) for w, out in zip(weights, outs, strict=True))
 
     def softcap(self, x: Value, cap: float) -> Value:
         out = self._value("logits", x.width, x)
