@@ -270,6 +270,11 @@ def test_a_service_finds_its_files_from_anywhere(tmp_path: Path, monkeypatch: py
 def test_service_without_a_model(command: Runner) -> None:
     assert command("service").out.startswith("usage: gemmafile service")
     assert command("service", "--systemd").code == 2
+    assert command("service", "--port", "81").code == 2
+    done = command("service", "model.gguf", "--metrcs")
+    assert (done.code, done.out) == (2, "")
+    assert "did you mean --metrics?" in done.err
+    assert '"-hf" "a/b" "-hff" "x.gguf"' in command("service", "--systemd", "-hf", "a/b", "-hff", "x.gguf").out
 
 
 # --- chat --connect --------------------------------------------------------------------------------------------------

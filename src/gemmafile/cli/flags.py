@@ -71,7 +71,7 @@ MODEL = Flag(
 HUB = [
     Flag("hf_repo", ("--hf-repo", "-hf", "-hfr"), "a model of the Hugging Face hub: fetched, or found in its cache",
          str, metavar="OWNER/REPO[:QUANT]"),
-    Flag("hf_file", ("--hf-file", "-hff"), "which file of it, in place of :QUANT", str, metavar="FILE"),
+    Flag("hf_file", ("--hf-file", "-hff"), "which file of it, in place of :QUANT", str, metavar="NAME"),
     Flag("hf_token", ("--hf-token", "-hft"), "for models that ask for one (default: HF_TOKEN)", str, metavar="TOKEN"),
 ]  # fmt: skip
 """The model by a name of the hub: `cli/run.py` makes a path of it."""

@@ -33,7 +33,10 @@ def main(words: list[str]) -> int:
         return 0
     kind = next((word for word in words if word in KINDS), "--launchd" if sys.platform == "darwin" else "--systemd")
     rest = [word for word in words if word not in KINDS]
-    if not rest:
+    from gemmafile.cli.flags import read_words
+
+    given = read_words(rest, flags_of_server())  # a word that is none would stop each start of the service
+    if not (given.words or {"model", "hf_repo"} & given.values.keys()):
         raise BadSettings("which model? gemmafile service model.gguf")
     print(unit(kind, [*own_command(), "serve", *absolute_paths(rest)]), end="")
     return 0
@@ -50,13 +53,21 @@ def own_command() -> list[str]:
     return [sys.executable, "-m", "gemmafile"]
 
 
-def absolute_paths(words: list[str]) -> list[str]:
-    """The words with files and folders by their whole paths: a service starts in another folder."""
-    from gemmafile.cli.flags import MODEL, flags_of
+def flags_of_server() -> list[Flag]:
+    from gemmafile.cli.flags import HUB, MODEL, flags_of
     from gemmafile.cli.serve import GROUPS
 
-    flags = [MODEL, *(flag for _, kind in GROUPS for flag in flags_of(kind))]
-    by_name = {name: flag for flag in flags for name in flag.names if flag.convert is not None and flag.bare is None}
+    return [MODEL, *HUB, *(flag for _, kind in GROUPS for flag in flags_of(kind))]
+
+
+def absolute_paths(words: list[str]) -> list[str]:
+    """The words with files and folders by their whole paths: a service starts in another folder."""
+    by_name = {
+        name: flag
+        for flag in flags_of_server()
+        for name in flag.names
+        if flag.convert is not None and flag.bare is None
+    }
     found: list[str] = []
     waiting: Flag | None = None  # for its value
     for word in words:
