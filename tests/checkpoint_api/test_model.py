@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -161,6 +163,22 @@ def test_formats_at_load(options: dict[str, Any], name: str, share: float, folde
     a, b = (m([ids]).logits[0] for m in (model, other))
     assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > (0.8 if name == "Q4_0" else 0.99)
     other.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what is in memory")
+def test_what_was_reformatted_leaves_memory(tmp_path: Path) -> None:
+    """8 bits are half the memory only if the 16 bits they were made from are not held as well."""
+    folder = write_checkpoint(tmp_path / "hf", small("gemma2", feed_forward_dim=16384))
+    size = (folder / "model.safetensors").stat().st_size
+    model = load(folder, load_in_8bit=True)
+    kept, held = Path("/proc/self/smaps").read_text().split(str(folder / "model.safetensors"))[1:], 0
+    for part in kept:
+        found = re.search(r"^Rss: +(\d+) kB", part, re.MULTILINE)
+        assert found is not None
+        held += 1024 * int(found[1])
+    assert kept
+    assert held < size / 2  # norms are read where they lie, and bring a huge page along
+    model.close()
 
 
 def test_float16_does_not_overflow(tmp_path: Path) -> None:

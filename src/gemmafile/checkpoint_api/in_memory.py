@@ -1,6 +1,7 @@
 """An open model with its matrices in other formats, in memory: what `torch_dtype` and 8 and 4 bits ask for at load.
 
-The source stays mapped and is read once; what is made lies in anonymous memory, as large as the new formats are.
+The source stays mapped and is read once, its pages let go of as soon as a matrix has been read; what is made lies in
+anonymous memory, as large as the new formats are.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from gemmafile.convert.rows import NotFinite, encode_rows
 from gemmafile.errors import BadFile
 from gemmafile.files.formats import Format
 from gemmafile.files.gguf import ModelFile
+from gemmafile.files.placement import let_go
 from gemmafile.files.tensors import TensorInfo
 from gemmafile.quantize.stream import Quantiser
 
@@ -72,6 +74,7 @@ def reformat(
         assert at == out.nbytes
         out.flags.writeable = False
         made[info.name] = target, out
+        let_go(file.data(info.name))
     return Reformatted(file, made) if made else file
 
 

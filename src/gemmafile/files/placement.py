@@ -121,7 +121,7 @@ def _forget(path: Path, shard: Bytes) -> None:
     """Drop a file from the cache: what is clean, and mapped by nobody."""
     from gemmafile.files.open import split_member
 
-    _let_go(shard)
+    let_go(shard)
     if not hasattr(os, "posix_fadvise"):
         return
     try:
@@ -134,7 +134,7 @@ def _forget(path: Path, shard: Bytes) -> None:
         os.close(handle)
 
 
-def _let_go(shard: Bytes) -> None:
+def let_go(shard: Bytes) -> None:
     """Unmap the pages of a mapped file; they come back when they are touched. (Memory of our own would be emptied.)"""
     start, _ = _pages_of(shard)
     try:
@@ -239,7 +239,7 @@ def copy_bytes(source: Bytes, memory: Bytes, on_bytes: Callable[[int], None]) ->
     with ThreadPoolExecutor(READERS) as readers:
         for n in readers.map(copy_part, _parts(memory.nbytes)):
             on_bytes(n)
-    _let_go(source)
+    let_go(source)
 
 
 class _TooShort(Exception):
