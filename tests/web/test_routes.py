@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import re
 from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from types import SimpleNamespace
 from typing import Any
@@ -244,7 +245,8 @@ def plain_answer(text: str, render: Render) -> str:
         chat = Chat(turns=[("user", "hi"), ("assistant", "*a*")])
         return b"".join([part async for part in _answer(door, chat, events(), render)]).decode()
 
-    return asyncio.run(collect())
+    with ThreadPoolExecutor(1) as thread:  # Playwright, where its tests ran before, leaves a loop in this one
+        return thread.submit(asyncio.run, collect()).result()
 
 
 def test_a_long_answer_by_forms_is_rendered_elsewhere_and_not_at_every_letter() -> None:
