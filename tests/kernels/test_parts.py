@@ -84,7 +84,12 @@ def test_int8_activations_are_asked_for(tmp_path: Path) -> None:
     for backend in ("cpu", "reference"):
         with opened(path, activations="int8", backend=backend) as engine:
             values: dict[str, np.ndarray] = {}
-            engine.forward(engine.new_sequence(), ids, want="all", trace=lambda n, v: values.__setitem__(n, v.copy()))  # noqa: B023
+            engine.forward(
+                engine.new_sequence(),
+                ids,
+                want="all",
+                trace=lambda n, v, values=values: values.__setitem__(n, v.copy()),
+            )
             assert not [name for name in values if name.endswith("_parts")]
             rows = engine.weights.output.data.reshape(engine.weights.output.shape[0], -1)
             np.testing.assert_array_equal(
