@@ -7,6 +7,8 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -234,23 +236,62 @@ def test_a_link_stays_one_and_a_pipe_stays_one(tmp_path: Path):
     assert (tmp_path / "pipe").is_fifo()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_process_asked_to_end_leaves_no_half_of_a_file(number: signal.Signals, tmp_path: Path):
-    """Forty gigabytes under a hidden name would be left for nobody."""
+@contextmanager
+def half_written(path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Another process that has begun to write a file and goes on for a minute."""
     code = (
         "import signal, sys, time\nfrom gemmafile.files.gguf_writer import write_gguf\n"
-        "signal.signal(int(sys.argv[2]), signal.SIG_DFL)\n"  # who runs the tests behind nohup has it ignored
+        "for name in ('SIGTERM', 'SIGHUP'): signal.signal(getattr(signal, name), signal.SIG_DFL)\n"  # behind nohup
         "def read():\n    yield bytes(16)\n    print('half', flush=True)\n    time.sleep(60)\n"
         "write_gguf(sys.argv[1], {}, [('a', 'F32', (8,), read)])"
     )
-    with subprocess.Popen([sys.executable, "-c", code, tmp_path / "a.gguf", str(int(number))], stdout=subprocess.PIPE,
+    with subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE,
                           env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}) as process:  # fmt: skip
         assert process.stdout is not None
         assert process.stdout.readline() == b"half\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_process_asked_to_end_leaves_no_half_of_a_file(number: signal.Signals, tmp_path: Path):
+    """Forty gigabytes under a hidden name would be left for nobody."""
+    with half_written(tmp_path / "a.gguf") as process:
         assert len(list(tmp_path.iterdir())) == 1
         process.send_signal(number)
         assert process.wait(30) == -number
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_goes_with_the_next_of_its_name(tmp_path: Path):
+    """A living one's half stays, and so does another name's."""
+    with half_written(tmp_path / "a.gguf") as dead, half_written(tmp_path / "a.gguf"):
+        assert len(list(tmp_path.glob(".*.part"))) == 2
+        dead.kill()
+        dead.wait(30)
+        write_gguf(tmp_path / "b.gguf", {}, [])
+        assert len(list(tmp_path.glob(".*.part"))) == 2
+        write_gguf(tmp_path / "a.gguf", {"n": 1}, [])
+        assert len(list(tmp_path.glob(".*.part"))) == 1
+    write_gguf(tmp_path / "a.gguf", {"n": 1}, [])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.gguf", "b.gguf"]
+
+
+def test_a_whole_file_is_held_until_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Between the closing and the renaming another process may come by."""
+    replace = Path.replace
+
+    def replace_late(part: Path, target: Path) -> Path:
+        monkeypatch.undo()
+        write_gguf(tmp_path / "a.gguf", {"n": 2}, [])
+        return replace(part, target)
+
+    monkeypatch.setattr(Path, "replace", replace_late)
+    write_gguf(tmp_path / "a.gguf", {"n": 1}, [])
+    with open_model(tmp_path / "a.gguf") as file:
+        assert file.metadata["n"] == 1
 
 
 def test_a_place_that_cannot_be_written_to(tmp_path: Path):

@@ -1,7 +1,12 @@
-"""A new file that takes its name when it is whole: whoever looks sees the old file, or none, or the new one."""
+"""A new file that takes its name when it is whole: whoever looks sees the old file, or none, or the new one.
+
+Until then it lies beside it as .HASH-RANDOM.part, where HASH is the name's, and its writer holds a lock on it. A writer
+that was killed holds none: the next one of the same name removes what it left.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import threading
@@ -24,17 +29,56 @@ def replace_file(path: Path) -> Iterator[BinaryIO]:
     try:
         real = Path(os.path.realpath(path))
         check_ordinary(path)
-        part = real.with_name(f".{uuid.uuid4().hex}.part")
-        with removed_if_ended(part), part.open("xb") as file:
+        mark = f".{hashlib.sha256(os.fsencode(real.name)).hexdigest()[:16]}-"
+        _remove_abandoned(real.parent, mark)
+        part, file = _open_part(real.parent, mark)
+        # The lock outlives the closing: a whole file that has not got its name yet would else look abandoned.
+        held = os.dup(file.fileno()) if _lock(file) else None
+        with removed_if_ended(part), file:
             try:
                 yield file
                 file.close()
                 part.replace(real)
             except BaseException:
-                part.unlink()
+                part.unlink(missing_ok=True)
                 raise
+            finally:
+                if held is not None:
+                    os.close(held)
     except OSError as error:
         raise BadFile(path, f"cannot be written: {error.strerror or error}") from error
+
+
+def _open_part(folder: Path, mark: str) -> tuple[Path, BinaryIO]:
+    """A new file and its lock, where there are locks."""
+    while True:
+        part = folder / f"{mark}{uuid.uuid4().hex}.part"
+        file = part.open("xb")
+        _lock(file, wait=True)
+        if os.fstat(file.fileno()).st_nlink:
+            return part, file
+        file.close()  # another process took it for abandoned, between the opening and the lock
+
+
+def _lock(file: BinaryIO, *, wait: bool = False) -> bool:
+    """Is the file this process's own? False also where the system, or the disk, has no such locks."""
+    try:
+        import fcntl
+
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except (ImportError, OSError):
+        return False
+    return True
+
+
+def _remove_abandoned(folder: Path, mark: str) -> None:
+    """Remove what killed writers of a name left: such files that nobody holds."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(mark) and entry.name.endswith(".part"):
+                with suppress(OSError), open(entry.path, "rb") as file:
+                    if _lock(file):
+                        os.unlink(entry.path)
 
 
 _unfinished: list[Path] = []
