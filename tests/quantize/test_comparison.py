@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from gemmafile.cli.main import main
 from gemmafile.kernels import compile
 from gemmafile.quantize.comparison import Row
-from gemmafile.quantize.plot import draw
+from gemmafile.quantize.plot import PAGE, PNG_SCALE, as_png, as_svg, draw
 from tools.make_tiny import PRESETS, make_tiny, write_tiny
 
 TEXT = Path(__file__).resolve().parent.parent / "models" / "text.txt"
@@ -67,14 +68,44 @@ def test_the_figures_are_those_of_perplexity(model: Path, tmp_path: Path, capfd:
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_a_plot_of_few_dots_is_whole(count: int) -> None:
     rows = [Row(f"<{i}>", 10**6, 4.0, 10.0, 0.01, 0.001, 0.9, 5.0, 5.0) for i in range(count)]
-    svg = ET.fromstring(draw([Row("exact", 1, 32, 1, 0, 0, 1, 1, 1), *rows], "a & b"))
+    svg = ET.fromstring(as_svg(draw([Row("exact", 1, 32, 1, 0, 0, 1, 1, 1), *rows], "a & b")))
     assert len(list(svg.iter("{http://www.w3.org/2000/svg}circle"))) == 2 * count
+
+
+@pytest.mark.oracle
+def test_a_png_shows_what_the_svg_shows() -> None:
+    """Each dot is blue where the SVG has it; words are there; nothing is drawn at the edges."""
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    rows = [Row(f"Q{i}_K é", i * 10**7, 4.0, 10.0, 10.0**-i, 0.001, 0.9, 5.0, 20.0 / i) for i in (2, 4, 8)]
+    marks = draw(rows, "a & b")
+    pixels = np.asarray(Image.open(io.BytesIO(as_png(marks))).convert("RGB"))
+    assert pixels.shape == (PAGE[1] * PNG_SCALE, PAGE[0] * PNG_SCALE, 3)
+    circles = list(ET.fromstring(as_svg(marks)).iter("{http://www.w3.org/2000/svg}circle"))
+    assert len(circles) == 6
+    for circle in circles:
+        x, y = (round(PNG_SCALE * float(circle.attrib[name])) for name in ("cx", "cy"))
+        assert tuple(pixels[y, x]) == (0x25, 0x63, 0xEB)
+    assert (pixels[: 30 * PNG_SCALE] < 100).any(), "the title"
+    assert all((edge == 255).all() for edge in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]))
+
+
+def test_a_png_without_pillow_is_said_before_the_measuring(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    assert main(["compare", str(model), "-f", str(TEXT), "-o", str(tmp_path / "plot.png"), "--quiet"]) == 1
+    assert "pip install 'gemmafile[plot]'" in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [(["--types", ","], "names none"), (["--types", "Q4_K_Z"], "there is no type"), (["-c", "2"], "-c is 4 or more"),
-     (["-o", "plot.png"], "should end in .svg"), (["-o", "/no/such/folder/a.svg"], "is no folder"),
+     (["-o", "plot.jpg"], "should end in .svg or .png"), (["-o", "/no/such/folder/a.svg"], "is no folder"),
      (["--tmp", "/no/such/folder"], "cannot be written to"), (["--types", "none.gguf", "-c", "64"], "no such file")],
 )  # fmt: skip
 def test_what_cannot_be_is_said(

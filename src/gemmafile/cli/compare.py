@@ -19,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--file", "-f", metavar="FILE", required=True, help="the text that is measured on")
     parser.add_argument("--ctx-size", "-c", metavar="N", type=int, default=512, help="tokens of a chunk (default: 512)")
     parser.add_argument("--chunks", metavar="N", type=int, default=-1, help="chunks at most (default: all)")
-    parser.add_argument("--out", "-o", metavar="FILE", type=Path, help="the plot (default: MODEL's name, .svg)")
+    parser.add_argument(
+        "--out", "-o", metavar="FILE", type=Path, help="the plot, SVG or PNG (default: MODEL's name, .svg)"
+    )
     parser.add_argument("--json", action="store_true", help="the rows as JSON in place of the table")
     parser.add_argument("--imatrix", metavar="FILE", help="an importance matrix for the types")
     parser.add_argument("--allow-requantize", action="store_true", help="MODEL may be quantised itself")
@@ -39,7 +41,7 @@ def main(args: argparse.Namespace) -> int:
     from gemmafile.files.open import title_of
     from gemmafile.quantize.comparison import compare, table
     from gemmafile.quantize.importance import load_importance
-    from gemmafile.quantize.plot import draw
+    from gemmafile.quantize.plot import as_png, as_svg, check_png, draw
     from gemmafile.settings import ContextSettings
 
     names = [name.strip() for name in args.types.split(",") if name.strip()]
@@ -52,8 +54,12 @@ def main(args: argparse.Namespace) -> int:
     settings = ContextSettings(context=args.ctx_size, threads=args.threads)
     out = args.out or Path(f"{title_of(args.model)}.svg")
     check_writable(out)
-    if out.suffix.lower() != ".svg":
-        raise BadSettings(f"the plot is an SVG: {out} should end in .svg")
+    if out.suffix.lower() not in (".svg", ".png"):
+        raise BadSettings(f"the plot is an SVG or a PNG: {out} should end in .svg or .png")
+    paint = as_svg
+    if out.suffix.lower() == ".png":
+        check_png()
+        paint = as_png
 
     def say(line: str) -> None:
         if not args.quiet:
@@ -72,7 +78,7 @@ def main(args: argparse.Namespace) -> int:
             rows.append(row)
             say(f"{row.name}: {row.n_bytes / 1e6:,.1f} MB, divergence {row.kld:.6f}")
     with replace_file(out) as file:
-        file.write(draw(rows, Path(args.model).name).encode())
+        file.write(paint(draw(rows, Path(args.model).name)))
     print(json.dumps([row.as_dict() for row in rows], indent=1) if args.json else "\n".join(table(rows)))
     say(f"{out}: the plot")
     return 0
