@@ -82,7 +82,9 @@ def _fetch_source(source: Path) -> None:
     with tempfile.TemporaryDirectory(dir=source.parent) as scratch:
         _run([sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "-d", scratch, PACKAGE])
         with tarfile.open(next(Path(scratch).glob("*.tar.gz"))) as archive:
-            archive.extractall(scratch, filter="data")
+            if hasattr(tarfile, "data_filter"):  # Python 3.11.0 to 3.11.3 have none, nor the argument
+                archive.extraction_filter = tarfile.data_filter
+            archive.extractall(scratch)
         next(Path(scratch).glob("*/vendor/llama.cpp")).rename(source)
 
 
