@@ -13,6 +13,7 @@ import pytest
 from gemmafile import Model
 from gemmafile.measure.perplexity import Score, negative_log_likelihoods
 from tests.cli.conftest import Runner
+from tests.kernels.test_replay import write as quantised
 from tests.oracles import llamacpp
 from tests.tiny import write_small
 
@@ -88,6 +89,17 @@ def test_it_is_the_mean_over_second_halves(command: Runner, tiny_path: Path) -> 
     assert final == pytest.approx(math.exp(np.mean(values)), abs=1e-3)
     expected = np.std(values) / math.sqrt(len(values) - 1) * math.exp(np.mean(values))
     assert uncertainty == pytest.approx(expected, rel=1e-5)
+
+
+def test_activations_are_rounded_as_llama_cpp_does_by_default(command: Runner, tmp_path: Path) -> None:
+    """And `run` rounds finer: what a file is measured with is said, and either is to be had."""
+    path = quantised(tmp_path, "gemma2", "Q8_0", n_layers=2)
+    words = ("perplexity", path, "-f", TEXT, "-c", 64, "--chunks", 2, "-v")
+    plain, int8, fine = (command(*words, *more) for more in ((), ("--activations", "int8"), ("--activations", "fine")))
+    assert (plain.code, plain.out) == (0, int8.out)
+    assert fine.out != plain.out
+    assert "rounded to 8 bits" in plain.err
+    assert "rounded to 8 bits" not in fine.err
 
 
 @pytest.mark.parametrize("flags", [("-ub", 7), ("-t", 1), ("-t", 2), ("-b", 16)])
