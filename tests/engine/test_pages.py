@@ -63,6 +63,28 @@ def test_a_page_is_cleared_before_it_is_used_again() -> None:
     assert cleared == [second], "a page that stays is not"
 
 
+def test_free_pages_give_their_memory_up_but_for_what_is_set_aside() -> None:
+    cleared, dropped = Cleared(), list[tuple[int, int]]()
+    pages = Pages(10, cleared, drop=lambda first, n: dropped.append((first, n)))
+    pages.touch(3)
+    assert (cleared, pages.n_touched) == ([0, 1, 2], 3)
+    long, short = Sequence(pages), Sequence(pages)
+    long.extend([0] * 5 * PAGE)
+    short.extend([0] * PAGE)
+    long.truncate(0)
+    assert pages.give_up(keep=3) == 3
+    assert dropped == [(2, 3)], "page 5 is held, pages 0 and 1 make three with it"
+    assert (pages.n_touched, pages.n_free) == (3, 9)
+    assert pages.give_up(keep=3) == 0
+    cleared.clear()
+    long.extend([0] * 3 * PAGE)
+    assert long.table == [0, 1, 2]
+    assert cleared == [0, 1], "what was given up is zeros"
+    long.truncate(0)
+    assert pages.give_up(keep=0) == 3
+    assert pages.n_touched == 1
+
+
 def test_truncating_further_than_the_end_keeps_all() -> None:
     sequence = Sequence(Pages(1, Cleared()))
     sequence.extend([1, 2, 3])

@@ -140,6 +140,20 @@ def test_idle_pages_are_kept_within_their_room() -> None:
     assert prefixes.pages.n_free >= 17
 
 
+def test_the_last_conversation_is_kept_even_where_it_is_long() -> None:
+    prefixes, memory = make(20, most_idle=3)
+    say(prefixes, memory, [9] * 300)
+    chat = list(range(1000))
+    say(prefixes, memory, chat)
+    assert prefixes.n_idle == 8
+    assert say(prefixes, memory, [*chat, *range(100)]) == 1000
+    say(prefixes, memory, [7] * 50)
+    assert prefixes.n_idle == 3, "another came, and the first has to fit again"
+    nothing, memory = make(20, most_idle=0)
+    say(nothing, memory, chat)
+    assert nothing.n_idle == 0
+
+
 def test_a_private_sequence_leaves_nothing() -> None:
     prefixes, memory = make(4)
     say(prefixes, memory, list(range(200)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from gemmafile.engine.engine import Engine
 from gemmafile.engine.grammar import Grammar, GrammarVocabulary
 from gemmafile.engine.jobs import End, Failed, Job, Progress, Scores, Token
 from gemmafile.engine.passes import SCORED_ROWS
-from gemmafile.engine.scheduler import Scheduler
+from gemmafile.engine.scheduler import IDLE_PAGES, Scheduler
 from gemmafile.model.batch import PAGE
 from gemmafile.settings import SamplingSettings
 from tests.engine.crowd import EOG, Crowd, Table, answer_alone, open_preset, random_job
@@ -333,3 +334,84 @@ def test_a_job_may_ask_for_its_slot(engine: Engine, table: Table) -> None:
     assert (views[2]["id_task"], views[0]["id_task"]) == (0, 5)
     everyone.finish()
     assert [end.slot for i, end in sorted(everyone.ends.items()) if isinstance(end, End)] == [2, 2, 0]
+
+
+def test_at_rest_memory_is_what_it_was_at_the_start(folder: Path) -> None:
+    """Whatever was asked: pages that take memory are those set aside, and the last conversation is all there."""
+    engine = open_preset(folder, "llama", n_sequences=8, context=1024)
+    everyone = crowd(engine, Table(engine.config.n_vocab, ()), n_slots=4)
+    before = engine.pages.n_touched
+    assert before == 4 * IDLE_PAGES
+    jobs = [Job(i, ids_of(i, 40 + 30 * i, engine.config.n_vocab), GREEDY, n_predict=2) for i in range(24)]
+    everyone.submit(*jobs)
+    everyone.finish()
+    assert engine.pages.n_touched > before
+    everyone.scheduler.rest()
+    assert engine.pages.n_touched == before
+    assert everyone.scheduler.stats()["pages_touched"] == before
+    last = [*jobs[-1].token_ids, *everyone.tokens[23], 5]
+    everyone.submit(Job(99, last, GREEDY, n_predict=1))
+    everyone.finish()
+    assert everyone.ends[99].timings.cache_n >= len(last) - 2  # type: ignore[union-attr]
+    engine.close()
+
+
+class Breaking:
+    """Stands for something that belongs to a job; when `method` is asked for a second time, that is a bug."""
+
+    def __init__(self, whole: object, method: str):
+        self._whole, self._method, self._n, self._text = whole, method, 0, "a secret"
+
+    def __getattr__(self, name: str) -> object:
+        self._n += name == self._method
+        if self._n > 1:
+            raise ZeroDivisionError(self._text)
+        return getattr(self._whole, name)
+
+
+@pytest.mark.parametrize("place", ["submit", "grammar", "sample", "accept", "add", "values"])
+def test_a_bug_in_one_job_costs_nobody_else_an_answer(
+    folder: Path, place: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    engine = open_preset(folder, "gemma2", n_sequences=8)
+    table = Table(engine.config.n_vocab)
+    jobs = [Job(i, ids_of(i, 30 + 5 * i, 400), SamplingSettings(seed=i), n_predict=12) for i in range(4)]
+    alone = {job.id: answer_alone(engine, job, table) for job in jobs}
+    everyone = crowd(engine, table, n_slots=8)
+    bad = Job(9, ids_of(9, 700, 400), SamplingSettings(seed=9, ignore_eos=True), n_predict=50)
+    if place == "submit":
+        monkeypatch.setattr(engine, "check_ids", lambda ids: [0][len(ids) == 700])
+    elif place == "grammar":
+        bad = replace(bad, sampling=SamplingSettings(grammar='root ::= "secret"'))
+        monkeypatch.setattr(Grammar, "from_gbnf", lambda text, *_: int(text))
+    elif place in ("add", "values"):
+        bad = replace(bad, pooling="mean")
+    everyone.submit(*jobs[:2], bad, *jobs[2:])
+    if place in ("sample", "accept"):
+        run = everyone.scheduler._runs[9]
+        run.sampler = Breaking(run.sampler, place)  # type: ignore[assignment]
+    elif place in ("add", "values"):
+        run = everyone.scheduler._runs[9]
+        run.pooling = Breaking(run.pooling, place)  # type: ignore[assignment]
+        run.pooling._n += place == "values"  # type: ignore[union-attr]
+    everyone.finish()
+    assert {i: everyone.tokens[i] for i in alone} == alone
+    assert isinstance(end := everyone.ends[9], Failed)
+    assert (end.status, end.kind) == (500, "server_error")
+    assert "bug in the engine" in (logged := capfd.readouterr().err)
+    assert "secret" not in end.message + logged
+    everyone.scheduler.prefixes.evict(1000)
+    assert engine.pages.n_free == engine.pages.n_pages
+    everyone.submit(replace(jobs[1], id=10))
+    everyone.finish()
+    assert everyone.tokens[10] == alone[1]
+    engine.close()
+
+
+def test_a_first_pass_leaves_nothing(folder: Path) -> None:
+    engine = open_preset(folder, "gemma2")
+    before = engine.backend.n_walked()
+    engine.warm_up()
+    assert engine.pages.n_free == engine.pages.n_pages
+    assert engine.backend.n_walked() != before
+    engine.close()

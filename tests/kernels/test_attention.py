@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -255,3 +256,25 @@ def test_bytes_of_a_page() -> None:
     assert page_bytes(config, "q8_0", "q8_0") == numbers * 2 + numbers // 32 * 4
     cache = KVCache(config, 5, "q8_0", "bf16")
     assert sum(array.nbytes for array in (*cache.keys, *cache.values)) == 5 * cache.page_bytes
+
+
+@pytest.mark.parametrize("kinds", [("f16", "f16"), ("q8_0", "f32")])
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system does not tell")
+def test_dropped_pages_are_zeros_that_take_no_memory(kinds: tuple[str, str]) -> None:
+    config: Any = SimpleNamespace(n_layers=2, n_kv_heads=3, n_heads=3, head_dim=64)
+    cache = KVCache(config, 400, *kinds)
+
+    def resident_mib() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE / (1 << 20)
+
+    for array in (*cache.keys, *cache.values):
+        array[:] = 1
+    full = resident_mib()
+    cache.drop_pages(7, 380)
+    expected = 380 * cache.page_bytes / (1 << 20)
+    assert expected > 10
+    assert full - resident_mib() > 0.9 * expected
+    for array in (*cache.keys, *cache.values):
+        assert not array[7:387].any()
+        assert array[:7].all()
+        assert array[387:].all()

@@ -49,6 +49,9 @@ def test_a_stream_has_its_events_in_order(server: Running) -> None:
     assert "".join(e["delta"]["text"] for e in events if e["type"] == "content_block_delta") == whole
     assert events[-2]["delta"] == {"stop_reason": "max_tokens", "stop_sequence": None}
     assert events[-2]["usage"]["output_tokens"] == 8
+    begun, ended = events[0]["message"]["usage"], events[-2]["usage"]
+    assert begun["cache_read_input_tokens"] > 0, "the same was asked just before"
+    assert {**begun, "output_tokens": 8} == ended
 
 
 def test_a_stop_sequence(server: Running) -> None:

@@ -183,6 +183,15 @@ def test_an_answer_that_has_begun_goes_on_within_its_grammar(server: Running) ->
     assert (too_many.status, "the prompt has 1 token" in too_many.json["error"]["message"]) == (400, True)
 
 
+def test_an_answer_that_has_begun_within_a_character(server: Running) -> None:
+    ids = server.post("/tokenize", {"content": "a🦙"}).json["tokens"]
+    assert len(ids) == 5
+    asked = {"n_predict": 9, "grammar": 'root ::= "a🦙" "!"'}
+    for n in range(1, 5):
+        found = server.post("/completion", {"prompt": [*ids, *ids[:n]], "n_begun": n, **asked}).json
+        assert found["content"] == ("🦙!" if n < 5 else "!"), n
+
+
 def test_a_grammar_and_a_schema(server: Running) -> None:
     assert completion(server, grammar='root ::= "yes" | "no"', ignore_eos=False)["content"] in ("yes", "no")
     schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}

@@ -152,3 +152,23 @@ def test_files_of_a_folder(small_path: Path, tmp_path: Path) -> None:
         assert server.get("/health").status == 200
         for path in ("/../secret", "/%2e%2e/secret", "/link", "/nothing"):
             assert server.get(path).status == 404
+
+
+def test_a_form_that_is_asked_for_overrules_the_servers_grammar(small_path: Path) -> None:
+    schema = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    chat = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 40}
+    with running(small_path, sampling=SamplingSettings(temperature=0.0, grammar='root ::= "yes"')) as server:
+        assert server.post("/v1/chat/completions", chat).json["choices"][0]["message"]["content"] == "yes"
+        for path, asked in (
+            ("/v1/chat/completions", chat), ("/v1/completions", {"prompt": "a", "max_tokens": 40}),
+            ("/completion", {"prompt": "a", "n_predict": 40}),
+        ):  # fmt: skip
+            found = server.post(path, {**asked, "response_format": form}).json
+            choice = found["choices"][0] if "choices" in found else {"text": found["content"]}
+            assert json.loads(choice.get("text") or choice["message"]["content"])["n"] in (1, 2), path
+            both = {**asked, "response_format": form, "grammar": 'root ::= "no"'}
+            assert server.post(path, both).status == 400, path
+        tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+        found = server.post("/v1/chat/completions", {**chat, "tools": [tool], "tool_choice": "required"}).json
+        assert found["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "f"

@@ -38,7 +38,7 @@ FOREIGN = {
                 "",
             ),
             ("--no-lookup --no-penalize-nl --no-repack --prefill-assistant --no-prefill-assistant", 0, ""),
-            ("--no-warmup", 0, "there is no warm-up"),
+            ("--no-warmup", 0, "it is a pass of one token, when a server starts"),
             ("--check-tensors", 0, "tensors are checked by `gemmafile inspect`"),
             ("--numa", 1, _SCHEDULING),
             ("--prio --prio-batch --poll --poll-batch --cpu-strict --cpu-strict-batch", 1, _SCHEDULING),

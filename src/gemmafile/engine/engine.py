@@ -73,7 +73,7 @@ class Engine:
         self.n_context = self._choose_context(say)
         n_pages = self._choose_pages(n_sequences)
         self.cache = KVCache(self.config, n_pages, settings.cache_type_k, settings.cache_type_v)
-        self.pages = Pages(n_pages, self.cache.clear_page, self.cache.copy_page)
+        self.pages = Pages(n_pages, self.cache.clear_page, self.cache.copy_page, self.cache.drop_pages)
         self.threads = _threads("--threads", settings.threads, physical_cores())
         self.threads_batch = _threads("--threads-batch", settings.threads_batch, self.threads)
         batch = _within("--batch-size", settings.batch, MAX_BATCH)
@@ -207,6 +207,12 @@ class Engine:
     def prepare(self, told: Callable[[int, int], None] | None = None) -> None:
         """Be ready for this process to be confined (see Backend.prepare)."""
         self.backend.prepare(told)
+
+    def warm_up(self) -> None:
+        """A pass of one token that leaves nothing: weights are mapped, and nobody's first token waits for it."""
+        sequence = self.new_sequence()
+        self.forward(sequence, [0])
+        sequence.truncate(0)
 
     def close(self) -> None:
         """Let go of the threads, after the pass that another thread may be in. May be called twice."""

@@ -7,6 +7,8 @@ no arrays: both sides of a pipe can import this. Next: scheduler.py.
 from __future__ import annotations
 
 import dataclasses
+import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -172,8 +174,13 @@ KINDS = {
 """llama.cpp's name for each status."""
 
 
-def failed(number: int, error: GemmafileError) -> Failed:
-    """What an error makes of a job, or of a slot's action. A file that people name is their own."""
+def failed(number: int, error: Exception) -> Failed:
+    """What an error makes of a job, or of a slot's action. A file that people name is their own. What is no error of
+    ours to be met is a bug: it costs this job its answer and is logged, but for its message, which may quote a text."""
+    if not isinstance(error, GemmafileError):
+        frames = "".join(traceback.format_tb(error.__traceback__))
+        print(f"gemmafile: a bug in the engine: {type(error).__name__}\n{frames}", file=sys.stderr, flush=True)
+        error = GemmafileError(f"a bug in the engine ends this answer ({type(error).__name__}); its log says where")
     status = 400 if isinstance(error, BadFile) else error.http_status
     kind = KINDS.get(status, "server_error")
     if isinstance(error, ContextOverflow):

@@ -27,11 +27,15 @@ class Pages:
 
     clear    called for a page that is handed out a second time
     copy     called with (from, to, n): `to` becomes the first n positions of `from`, the rest zeros
+    drop     called with (first, n): these pages become zeros that take no memory
     reclaim  called with a number of pages when none is free: gives back as many as it can spare, if any
     """
 
-    def __init__(self, n_pages: int, clear: Callable[[int], None], copy: Callable[[int, int, int], None] | None = None):
-        self.n_pages, self._clear, self._copy = n_pages, clear, copy
+    def __init__(
+        self, n_pages: int, clear: Callable[[int], None], copy: Callable[[int, int, int], None] | None = None,
+        drop: Callable[[int, int], None] | None = None,
+    ):  # fmt: skip
+        self.n_pages, self._clear, self._copy, self._drop = n_pages, clear, copy, drop
         self._free = list(range(n_pages - 1, -1, -1))
         self._used_before: set[int] = set()
         self._holders = [0] * n_pages
@@ -75,6 +79,32 @@ class Pages:
             if self._holders[page] == 0:
                 self._free.append(page)
 
+    # --- memory -------------------------------------------------------------------------------------------------
+
+    @property
+    def n_touched(self) -> int:
+        """Pages that take memory, whoever holds them."""
+        return len(self._used_before)
+
+    def touch(self, n: int) -> None:
+        """Have n pages take their memory now; those that are handed out next."""
+        for page in self._free[::-1][:n]:
+            self._clear(page)
+            self._used_before.add(page)
+
+    def give_up(self, keep: int) -> int:
+        """Free pages take no memory any more, but for as many as make `keep` along with those that are held. How many
+        pages that was."""
+        if self._drop is None:
+            return 0
+        free = sorted(page for page in self._free if page in self._used_before)
+        dropped = free[max(0, keep - (self.n_touched - len(free))) :]
+        for first, n in _stretches(dropped):
+            self._drop(first, n)
+        self._used_before.difference_update(dropped)
+        self._free.sort(key=lambda page: (page in self._used_before, -page))  # those that have memory go first
+        return len(dropped)
+
     def _pop(self) -> int:
         if not self._free and self.reclaim is not None:
             self.reclaim(1)
@@ -83,6 +113,12 @@ class Pages:
         page = self._free.pop()
         self._holders[page] = 1
         return page
+
+
+def _stretches(numbers: list[int]) -> list[tuple[int, int]]:
+    """Rising numbers as (first, how many) of those that follow each other."""
+    starts = [i for i in range(len(numbers)) if i == 0 or numbers[i] != numbers[i - 1] + 1]
+    return [(numbers[i], end - i) for i, end in zip(starts, [*starts[1:], len(numbers)], strict=False)]
 
 
 class Sequence:

@@ -81,7 +81,8 @@ class Lease:
 
 
 class Prefixes:
-    """The tree over `pages`. `most_idle`  pages kept that no sequence uses; None: as many as there is room for."""
+    """The tree over `pages`. `most_idle`  pages kept that no sequence uses; None: as many as there is room for. What
+    the last of all sequences left is kept even where it is longer, unless nothing is to be kept."""
 
     def __init__(self, pages: Pages, most_idle: int | None = None):
         self.pages, self.most_idle = pages, pages.n_pages if most_idle is None else most_idle
@@ -192,7 +193,7 @@ class Prefixes:
 
     def release(self, lease: Lease) -> None:
         """A sequence is over: what it computed stays for others while there is room."""
-        sequence, path = lease.sequence, lease.path
+        sequence, path, before = lease.sequence, lease.path, self._clock
         if not lease.keep:
             sequence.truncate(0)
             return
@@ -215,13 +216,13 @@ class Prefixes:
             self._offer(path[-1])
         sequence.truncate(0)
         lease.path = []
-        self.evict(self.n_idle - self.most_idle)
+        self.evict(self.n_idle - self.most_idle, before if self.most_idle else None)
 
     # --- forgetting ---------------------------------------------------------------------------------------------
 
-    def evict(self, n: int) -> None:
-        """Give back up to n pages that no lease uses, those used least lately first."""
-        while n > 0 and self._leaves:
+    def evict(self, n: int, before: int | None = None) -> None:
+        """Give back up to n pages that no lease uses, those used least lately first; none used after `before`."""
+        while n > 0 and self._leaves and (before is None or self._leaves[0][0] <= before):
             used, _, node = heapq.heappop(self._leaves)
             if node.used == used and self._may_go(node):
                 self._remove(node)

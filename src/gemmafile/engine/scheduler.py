@@ -40,14 +40,18 @@ from gemmafile.engine.prefixes import Node, Prefixes, common_length
 from gemmafile.engine.runs import Pooling, Run
 from gemmafile.engine.samplers import Samplers, TokenTable, has_grammar
 from gemmafile.engine.slots import Slot, SlotActions
-from gemmafile.errors import BadSettings, ContextOverflow, GemmafileError
+from gemmafile.errors import BadSettings, ContextOverflow
 from gemmafile.model.batch import PAGE
 
 WORTH_WAITING = 32
 """A job waits for another that is reading the same beginning, if that spares it at least so many tokens."""
 
-IDLE_BYTES = 512 << 20
-"""Pages kept for conversations that may go on, unless said otherwise; but those of one whole context at least."""
+IDLE_PAGES = 4
+"""Pages for each slot that are kept for conversations that may go on, unless said otherwise: 512 tokens."""
+
+SET_ASIDE_BYTES = 256 << 20
+"""Most memory of these that is taken from the start. What a server needs when it is busy, it then has: neither the
+hundredth answer nor the thousandth is the one that finds no memory."""
 
 COUNTERS = "prompt_tokens cached_tokens predicted_tokens passes rows busy_slots jobs preemptions refused".split()
 """`totals` since the start. `busy_slots`  jobs of each pass, added up · `rows` too, of which a prompt has many"""
@@ -58,19 +62,21 @@ class Scheduler:
 
     def __init__(
         self, engine: Engine, tokens: TokenTable, *, n_slots: int = 4, queue_limit: int = 256,
-        idle_bytes: int = IDLE_BYTES, pass_s: float = 0.075, cache_folder: Path | None = None,
+        idle_bytes: int | None = None, pass_s: float = 0.075, cache_folder: Path | None = None,
     ):  # fmt: skip
         """
         n_slots      jobs that run at once · queue_limit  jobs that may wait; one more is told to come later
-        idle_bytes   memory for what ended answers leave in the cache; 0: nothing is kept
+        idle_bytes   memory for what ended answers leave in the cache; 0: nothing is kept; None: IDLE_PAGES a slot
         pass_s       seconds that a pass which writes answers may take with a chunk of prompts beside them
         cache_folder where prompts that were read outlive the process
         """
         if n_slots < 1:
             raise BadSettings(f"--parallel is {n_slots}, expected 1 or more")
         self.engine, self.queue_limit = engine, queue_limit
-        most_idle = max(idle_bytes // engine.cache.page_bytes, pages_of(engine.n_context)) if idle_bytes else 0
+        most_idle = IDLE_PAGES * n_slots if idle_bytes is None else -(-idle_bytes // engine.cache.page_bytes)
         self.prefixes = Prefixes(engine.pages, most_idle)
+        self._n_set_aside = min(most_idle, SET_ASIDE_BYTES // engine.cache.page_bytes)
+        engine.pages.touch(self._n_set_aside)
         self.archive = Archive(engine, self.prefixes, cache_folder)
         self.slots = [Slot(i) for i in range(n_slots)]
         self._eog_ids = frozenset(tokens.eog_ids)
@@ -87,6 +93,10 @@ class Scheduler:
         self.prompt_s = self.predict_s = 0.0
         self._slot_actions = SlotActions(self.slots, self.prefixes, self.archive, self._tell)
 
+    def rest(self) -> None:
+        """Nobody has asked for a while: the memory of pages that nothing is kept in goes back to the system."""
+        self.engine.pages.give_up(self._n_set_aside)
+
     # --- messages -----------------------------------------------------------------------------------------------
 
     @property
@@ -98,7 +108,7 @@ class Scheduler:
         """Queue a job. What cannot be done is told by the next `step`, as `Failed`."""
         try:
             run = self._make_run(job)
-        except GemmafileError as error:
+        except Exception as error:
             self._events.append(failed(job.id, error))
         else:
             if len(self._waiting) - self._n_free_slots >= self.queue_limit:
@@ -189,7 +199,7 @@ class Scheduler:
             if run.making is not None and run.making.done():
                 try:
                     run.sampler = run.making.result()
-                except GemmafileError as error:
+                except Exception as error:
                     self._fail(run, error)
                 run.making = None
 
@@ -246,7 +256,7 @@ class Scheduler:
                     self._end(run, "limit")
                 else:
                     self._choose(run, rows[-1], None if peaks is None else peaks[row - 1])
-            except GemmafileError as error:
+            except Exception as error:
                 self._fail(run, error)
 
     def _choose(self, run: Run, logits: np.ndarray, peaks: np.ndarray | None) -> None:
@@ -291,14 +301,20 @@ class Scheduler:
     def _take_hidden(self, plan: Plan, hidden: np.ndarray) -> None:
         row = 0
         for run, n in plan.rows:
-            assert run.pooling is not None
-            run.pooling.add(hidden[row : row + n])
-            row += n
-            self._tell_progress(run)
-            if not run.n_pending:
-                run.chosen_s = time.perf_counter()
-                self._events.append(Embedding(run.job.id, run.pooling.values()))
-                self._end(run, "stop")
+            rows, row = hidden[row : row + n], row + n
+            try:
+                self._pool(run, rows)
+            except Exception as error:
+                self._fail(run, error)
+
+    def _pool(self, run: Run, hidden: np.ndarray) -> None:
+        assert run.pooling is not None
+        run.pooling.add(hidden)
+        self._tell_progress(run)
+        if not run.n_pending:
+            run.chosen_s = time.perf_counter()
+            self._events.append(Embedding(run.job.id, run.pooling.values()))
+            self._end(run, "stop")
 
     def _count(self, plan: Plan, n_read: int, pass_s: float) -> None:
         n_rows = sum(n for _, n in plan.rows)
@@ -409,7 +425,7 @@ class Scheduler:
         self._events.append(End(run.job.id, reason, timings, run.slot, queued_ms))
         self._forget(run)
 
-    def _fail(self, run: Run, error: GemmafileError) -> None:
+    def _fail(self, run: Run, error: Exception) -> None:
         self._events.append(failed(run.job.id, error))
         self._forget(run)
 
@@ -440,6 +456,7 @@ class Scheduler:
             "reading": sum(run.n_pending > 1 for run in self._running),
             "pages": pages.n_pages,
             "pages_used": n_used,
+            "pages_touched": pages.n_touched,
             "pages_idle": prefixes.n_idle,
             "pages_shared": prefixes.n_spared,
             "kv_tokens": (n_used - prefixes.n_idle) * PAGE,

@@ -29,6 +29,9 @@ from gemmafile.model.config import ModelConfig
 KEY_BLOCK = 64
 """Positions in one transposed block of keys."""
 
+CAN_DROP = hasattr(mmap, "MADV_REMOVE")
+"""Does the system take back memory that processes might share, as Python's anonymous maps are?"""
+
 Q8_0_BLOCK = 32
 """Dimensions that share a scale."""
 
@@ -106,9 +109,10 @@ class KVCache:
         self.width = padded(config.head_dim)
         k, d = config.n_kv_heads, self.width
         lead_k, lead_v = (n_pages, k, PAGE // KEY_BLOCK), (n_pages, k)
+        self._maps: list[tuple[mmap.mmap, int]] = []  # each layer's, with the bytes that a page has in it
         try:
-            self.keys = [_anonymous(lead_k, (d, KEY_BLOCK), kind_k) for _ in range(config.n_layers)]
-            self.values = [_anonymous(lead_v, (PAGE, d), kind_v) for _ in range(config.n_layers)]
+            self.keys = [self._anonymous(lead_k, (d, KEY_BLOCK), kind_k) for _ in range(config.n_layers)]
+            self.values = [self._anonymous(lead_v, (PAGE, d), kind_v) for _ in range(config.n_layers)]
         except (OSError, OverflowError, MemoryError):
             needed = n_pages * page_bytes(config, kind_k, kind_v) / (1 << 30)
             raise BadSettings(
@@ -126,6 +130,20 @@ class KVCache:
         for keys, values in zip(self.keys, self.values, strict=True):
             keys[page] = 0
             values[page] = 0
+
+    def drop_pages(self, first: int, n: int) -> None:
+        """Make zeros of n pages from `first` on by giving their memory back to the system, where it takes it."""
+        for layer, page_bytes in self._maps:
+            begin, end = first * page_bytes, (first + n) * page_bytes
+            inner, outer = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+            try:
+                if not CAN_DROP or inner >= outer:
+                    raise OSError
+                layer.madvise(mmap.MADV_REMOVE, inner, outer - inner)
+            except OSError:  # a system that keeps it gets zeros
+                inner = outer = end
+            layer[begin:inner] = bytes(inner - begin)
+            layer[outer:end] = bytes(end - outer)
 
     def copy_page(self, source: int, target: int, n: int) -> None:
         """The first n positions of a page; what is behind them in `target` is zeroed."""
@@ -194,6 +212,16 @@ class KVCache:
     def _pad(self, x: np.ndarray) -> np.ndarray:
         return np.pad(x, ((0, 0), (0, 0), (0, self.width - self.config.head_dim)))
 
+    def _anonymous(self, lead: tuple[int, ...], shape: tuple[int, int], kind: str) -> np.ndarray:
+        """Zeros that cost no memory until they are touched: [*lead, *shape], for q8_0 uint8 [*lead, bytes of shape]."""
+        stored = CACHE_TYPES[kind]
+        quantised = ((stored.size(shape[0] * shape[1]),), np.uint8)
+        tail, dtype = quantised if stored.scale_bytes else (shape, stored.dtype)
+        n = int(np.prod(lead + tail))
+        n_bytes = max(1, n) * np.dtype(dtype).itemsize
+        self._maps.append((mmap.mmap(-1, n_bytes), n_bytes // max(1, lead[0])))
+        return np.frombuffer(self._maps[-1][0], dtype, n).reshape(*lead, *tail)
+
 
 def _parts(array: np.ndarray, shape: tuple[int, int], scale_shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     n, lead = shape[0] * shape[1], array.shape[:-1]
@@ -205,12 +233,3 @@ def page_bytes(config: ModelConfig, kind_k: str, kind_v: str) -> int:
     """Bytes of one page over all layers."""
     numbers = config.n_kv_heads * PAGE * padded(config.head_dim)
     return config.n_layers * (CACHE_TYPES[kind_k].size(numbers) + CACHE_TYPES[kind_v].size(numbers))
-
-
-def _anonymous(lead: tuple[int, ...], shape: tuple[int, int], kind: str) -> np.ndarray:
-    """Zeros that cost no memory until they are touched: [*lead, *shape], for q8_0 uint8 [*lead, bytes of shape]."""
-    stored = CACHE_TYPES[kind]
-    tail, dtype = (shape, stored.dtype) if not stored.scale_bytes else ((stored.size(shape[0] * shape[1]),), np.uint8)
-    n = int(np.prod(lead + tail))
-    n_bytes = max(1, n) * np.dtype(dtype).itemsize
-    return np.frombuffer(mmap.mmap(-1, n_bytes), dtype, n).reshape(*lead, *tail)

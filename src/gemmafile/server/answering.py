@@ -31,6 +31,9 @@ from gemmafile.server.log import Record, current
 from gemmafile.server.streaming import until_disconnect
 from gemmafile.settings import SamplingSettings
 
+MOST_HALVES = 8
+"""Tokens at the end of a prompt that may hold the first bytes of a character."""
+
 LONG_TEXT = 20_000
 """Characters beyond which a prompt is encoded on another thread: 10 ms and more."""
 
@@ -202,7 +205,8 @@ async def answer(door: Door, ask: Ask) -> AsyncGenerator[Event, None]:
         raise bad_request("this server filters prompts: an answer's beginning cannot be given as tokens", "n_begun")
     if ask.token_ids:
         check_ask(door, ask)
-        ask = replace(ask, token_ids=await encode_away(lambda: door.filters.change_ids(ask.token_ids), LONG_TEXT + 1))
+        changed = await encode_away(lambda: door.filters.change_ids(ask.token_ids), LONG_TEXT + 1)
+        ask = replace(ask, token_ids=changed, n_begun=0)
     async with aclosing(_filtered(door, ask)) as events:
         async for event in events:
             yield event
@@ -234,6 +238,8 @@ async def _filtered(door: Door, ask: Ask) -> AsyncGenerator[Event, None]:
 async def _answer(door: Door, ask: Ask) -> AsyncGenerator[Event, None]:
     stream = submit(door, ask)
     decoder = door.tokenizer.stream(ask.special, at_start=False)
+    for token_id in ask.token_ids[-MOST_HALVES:] if ask.n_begun else ():
+        decoder.push(token_id)  # it may begin in the middle of a character
     stops = StopStrings(ask.stop)
     watched = stop_ids(door.tokenizer, ask.stop, ask.special)
     eog_ids = door.tokenizer.eog_ids

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from gemmafile.engine.jobs import Progress
 from gemmafile.server.answering import Finished
 from gemmafile.server.body import Fields, read_json
 from gemmafile.server.errors import ApiError, bad_request, error_body
@@ -193,14 +194,13 @@ def stop_reason(reason: Reason, finished: Finished) -> str:
     return "end_turn" if finished.stop_text is None else "stop_sequence"
 
 
-def usage(n_prompt: int, finished: Finished | None) -> dict[str, Any]:
+def usage(n_prompt: int, n_cached: int, n_predicted: int) -> dict[str, Any]:
     """Tokens read, cached ones apart, and written."""
-    n_cached = 0 if finished is None else finished.n_cached
     return {
         "input_tokens": n_prompt - n_cached,
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": n_cached,
-        "output_tokens": 0 if finished is None else finished.n_predicted,
+        "output_tokens": n_predicted,
     }
 
 
@@ -222,24 +222,21 @@ class Shape:
             "content": content,
             "stop_reason": stop_reason(turn.reason, turn.finished),
             "stop_sequence": turn.finished.stop_text,
-            "usage": usage(turn.finished.n_prompt, turn.finished),
+            "usage": usage(turn.finished.n_prompt, turn.finished.n_cached, turn.finished.n_predicted),
         }
 
     async def stream(
         self, events: AsyncGenerator[tuple[int, TurnEvent], None], n_prompt: int
     ) -> AsyncGenerator[bytes, None]:
-        begun: dict[str, Any] = {
-            **self.head,
-            "content": [],
-            "stop_reason": None,
-            "stop_sequence": None,
-            "usage": usage(n_prompt, None),
-        }
-        index, is_open, is_text = -1, False, False
+        begun: dict[str, Any] = {**self.head, "content": [], "stop_reason": None, "stop_sequence": None}
+        index, is_begun, is_open, is_text = -1, False, False, False
         try:
-            yield _event("message_start", message=begun)
-            yield _event("ping")
             async for _, item in events:
+                if not is_begun:
+                    is_begun = True
+                    n_cached = item.cached if isinstance(item, Progress) else 0
+                    yield _event("message_start", message={**begun, "usage": usage(n_prompt, n_cached, 0)})
+                    yield _event("ping")
                 is_said = isinstance(item, Said) and bool(item.text)
                 if is_open and (isinstance(item, (CallBegun, Done)) or (is_said and not is_text)):
                     yield _event("content_block_stop", index=index)
@@ -264,8 +261,9 @@ class Shape:
                             yield _event("content_block_start", index=0, content_block={"type": "text", "text": ""})
                             yield _event("content_block_stop", index=0)
                         finished = item.finished
+                        counts = usage(finished.n_prompt, finished.n_cached, finished.n_predicted)
                         ended = {"stop_reason": stop_reason(item.reason, finished), "stop_sequence": finished.stop_text}
-                        yield _event("message_delta", delta=ended, usage=usage(finished.n_prompt, finished))
+                        yield _event("message_delta", delta=ended, usage=counts)
             yield _event("message_stop")
         finally:
             await events.aclose()

@@ -76,6 +76,15 @@ def check_schema(schema: str, where: str) -> None:
         raise ApiError(501, str(error)) from None
 
 
+def without_default(sampling: SamplingSettings, default: SamplingSettings) -> SamplingSettings:
+    """The settings without the grammar that the server was started with: a request that asks for a form of its own
+    overrules it, as in llama.cpp."""
+    given = sampling.grammar, sampling.json_schema
+    if given == (None, None) or given != (default.grammar, default.json_schema):
+        return sampling
+    return replace(sampling, grammar=None, json_schema=None)
+
+
 def with_schema(sampling: SamplingSettings, schema: str) -> SamplingSettings:
     """The settings with the schema of a response_format. Raises ApiError 400 where there is a grammar already."""
     if sampling.grammar is not None or sampling.json_schema is not None:

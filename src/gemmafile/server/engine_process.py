@@ -30,6 +30,9 @@ BEAT_S = 5.0
 STATS_S = 0.5
 """Seconds between two reports of the engine's state, at least."""
 
+REST_S = 2.0
+"""Seconds without a request after which memory that is not needed goes back to the system."""
+
 
 class Pipes:
     """The door's end: frames in, which a thread waits for, and frames out."""
@@ -96,7 +99,7 @@ def _work(pipes: Pipes, arguments: dict[str, Any]) -> None:
     pipes.listen()
     confine_files(arguments, say)
     pipes.send({"ev": "loading", "progress": 0.1, "line": "The model is being opened"})
-    from gemmafile.engine.scheduler import IDLE_BYTES, Scheduler
+    from gemmafile.engine.scheduler import Scheduler
     from gemmafile.model_api import Model
     from gemmafile.settings import ContextSettings, ServeSettings, from_fields
 
@@ -105,10 +108,14 @@ def _work(pipes: Pipes, arguments: dict[str, Any]) -> None:
     with Model(arguments["path"], context, say=say, n_sequences=settings.parallel) as model:
         model.engine.prepare(told)
         confine_calls(arguments, say)
-        idle_bytes = IDLE_BYTES if settings.cache_ram is None else settings.cache_ram << 20
+        pipes.send({"ev": "loading", "progress": 1.0, "line": "The model is being read"})
+        model.engine.warm_up()
+        idle_bytes = None if settings.cache_ram is None else settings.cache_ram << 20
+        if idle_bytes is not None and idle_bytes < 0:
+            idle_bytes = sys.maxsize
         scheduler = Scheduler(
             model.engine, model.tokenizer, n_slots=settings.parallel, queue_limit=settings.max_queue,
-            idle_bytes=idle_bytes if idle_bytes >= 0 else sys.maxsize, cache_folder=folder_of(settings.cache_disk),
+            idle_bytes=idle_bytes, cache_folder=folder_of(settings.cache_disk),
         )  # fmt: skip
         info: dict[str, Any] = {"n_ctx": model.n_context, "n_slots": settings.parallel, "threads": model.engine.threads}
         info |= {"backend": model.engine.backend.name, "notes": model.engine.notes}
@@ -175,7 +182,7 @@ class Worker:
             if self.scheduler.is_idle:
                 self._tell_stats()
                 self._is_waiting = True
-                frame = self.pipes.frames.get()
+                frame = self._next_frame()
                 self._is_waiting = False
                 self._take(frame)
             while not self.pipes.frames.empty():
@@ -185,6 +192,14 @@ class Worker:
                 self.pipes.send({"ev": "events", "items": [pack_event(event) for event in events]})
             if time.monotonic() - self._told_s > STATS_S:
                 self._tell_stats()
+
+    def _next_frame(self) -> dict[str, Any]:
+        try:
+            return self.pipes.frames.get(timeout=REST_S)
+        except queue.Empty:
+            self.scheduler.rest()
+            self._tell_stats()
+            return self.pipes.frames.get()
 
     def _beat(self) -> None:
         """Say now and then that this process gets on: a pass may take minutes, and one that hangs for ever."""

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from gemmafile.engine.jobs import Progress
 from gemmafile.server.answering import Ask, Event, Finished, TextPiece, answer, prompt_ids
 from gemmafile.server.body import Fields, read_json, show
-from gemmafile.server.constraints import check_away, with_schema
+from gemmafile.server.constraints import check_away, with_schema, without_default
 from gemmafile.server.door import Door
 from gemmafile.server.errors import ApiError, bad_request, error_body
 from gemmafile.server.json_response import Json, event
@@ -136,7 +136,7 @@ def read_wish(fields: Fields, door: Door) -> Wish:
     n_predict = fields.whole(name, door.run.n_predict, -2, 2**31 - 1)
     sampling = read_sampling(fields, door)
     if (schema := read_response_format(fields)) is not None:
-        sampling = with_schema(sampling, schema)
+        sampling = with_schema(without_default(sampling, door.sampling), schema)
     slot = fields.whole("id_slot" if "id_slot" in fields else "slot_id", -1, -1, 2**31 - 1)
     ask = Ask(
         [], sampling, max_tokens=n_predict, n_probs=sampling.n_probs, slot=slot,

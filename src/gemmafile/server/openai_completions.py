@@ -18,7 +18,7 @@ from starlette.routing import BaseRoute, Route
 from gemmafile.engine.jobs import Scores
 from gemmafile.server.answering import Ask, Event, Finished, TextPiece, answer, prompt_ids
 from gemmafile.server.body import Fields, read_json
-from gemmafile.server.constraints import check_away, check_schema, with_schema
+from gemmafile.server.constraints import check_away, check_schema, with_schema, without_default
 from gemmafile.server.errors import bad_request
 from gemmafile.server.json_response import Json, event
 from gemmafile.server.openai_requests import (
@@ -105,7 +105,7 @@ async def read_wish(door: Door, fields: Fields) -> Wish:
     )
     sampling = read_sampling(fields, door)
     if (schema := read_response_format(fields)) is not None:
-        sampling = with_schema(sampling, schema)
+        sampling = with_schema(without_default(sampling, door.sampling), schema)
         await asyncio.to_thread(check_schema, schema, "response_format")
     else:
         await check_away(sampling)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from gemmafile.engine.jobs import Progress
 from gemmafile.server.answering import Ask, Finished, TextPiece, answer, chat_prompt, encode_away
-from gemmafile.server.constraints import check_constraint, check_schema, close_objects, with_schema
+from gemmafile.server.constraints import check_constraint, check_schema, close_objects, with_schema, without_default
 from gemmafile.server.errors import ApiError, bad_request
 from gemmafile.server.tools import (
     CallArguments,
@@ -121,8 +121,10 @@ async def prepare(door: Door, turn: Turn) -> Prepared:
             messages = write_plain_messages(messages, system, form)
     elif not knows_tools:
         messages = write_plain_messages(messages, "", plain_form(door.tokenizer))
-    is_free = turn.schema is None and not tools and turn.sampling.grammar is None and turn.sampling.json_schema is None
-    sampling = turn.sampling if is_free else await asyncio.to_thread(_constrain, turn, tools, form)
+    sampling = without_default(turn.sampling, door.sampling) if tools or turn.schema is not None else turn.sampling
+    is_free = turn.schema is None and not tools and sampling.grammar is None and sampling.json_schema is None
+    if not is_free:
+        sampling = await asyncio.to_thread(_constrain, dataclasses.replace(turn, sampling=sampling), tools, form)
     token_ids = await _encode(door, messages, told, variables)
     ask = Ask(token_ids, sampling, max_tokens=turn.max_tokens, stop=turn.stop, **turn.options)
     return Prepared(ask, form)

@@ -254,8 +254,8 @@ async function openStream(conversation, message, parent, ids, signal) {
     const { prompt_template, history_template, user, bot } = settings;
     Object.assign(message.request, { prompt_template, history_template, user, bot });
   }
-  // What is gone on with has to follow the grammar too: its tokens are in the prompt, but the answer's own.
-  if (ids && (fields.grammar || fields.json_schema)) fields.n_begun = ids.length;
+  // What is gone on with is in the prompt, but the answer's own: a grammar meets it, a character may begin in it.
+  if (ids) fields.n_begun = ids.length;
   return completionStream({ prompt: [...built.tokens, ...(ids ?? [])], stop: built.stop, ...fields }, signal);
 }
 

@@ -95,7 +95,7 @@ async function goOn(kept = []) {
     const special = byId("notebook-special").checked;
     const found = await getJson("tokenize", { content: before.toWellFormed(), add_special: true, parse_special: special });
     const prompt = [...found.tokens, ...kept.map((token) => token.id)];
-    if (kept.length && (fields.grammar || fields.json_schema)) fields.n_begun = kept.length;
+    if (kept.length) fields.n_begun = kept.length;
     if (!prompt.length) throw new Error("Write something first: there is nothing to go on from");
     for await (const piece of completionStream({ prompt, ...fields }, abort.signal)) {
       if (piece.progress && !piece.text) byId("notebook-stats").textContent = `Reading, ${piece.progress.done} of ${piece.progress.total} tokens`;
