@@ -106,7 +106,8 @@ def paths(settings: ServeSettings) -> dict[str, Any]:
     entry = {"type": "object", "properties": {"id": COUNT, "scale": NUMBER}, "required": ["id", "scale"]}
     adapters = native("Adapters in force", array(ANY_OBJECT))
     set_adapters = native("Adapters, as they are in force", result({"success": FLAG}), array(entry))
-    slots = native("What each slot is doing", array(ANY_OBJECT), parameters=[query("fail_on_no_slot", words("1"))])
+    # The 503 of fail_on_no_slot is what was asked for: no parameter for those who try all and take any 5xx for a fault.
+    slots = native("What each slot is doing; ?fail_on_no_slot=1: 503 where none is free", array(ANY_OBJECT))
     action = {**query("action", words("save", "restore", "erase")), "required": True}
     named_file = {"type": "object", "properties": {"filename": {"type": "string", "minLength": 1, "maxLength": 200}}}
     slot = in_path("slot", whole(0))
