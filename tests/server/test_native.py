@@ -71,6 +71,11 @@ def test_prompts_of_every_form(server: Running) -> None:
         assert completion(server, prompt=prompt)["content"] == text
     mixed = completion(server, prompt=["the ", *server.post("/tokenize", {"content": "man"}).json["tokens"]])
     assert mixed["tokens_evaluated"] >= 2
+    assert completion(server, prompt={"prompt_string": "the man"})["content"] == completion(server)["content"]
+    several = server.post("/completion", {**ASK, "prompt": [{"prompt_string": "the man"}, "the man", [1, "a"]]}).json
+    assert several[0]["content"] == several[1]["content"]
+    seen = server.post("/completion", {**ASK, "prompt": {"prompt_string": "a", "multimodal_data": ["aGk="]}})
+    assert (seen.status, "reads text only" in seen.json["error"]["message"]) == (400, True)
     several = server.post("/completion", {**ASK, "prompt": ["the man", "the", ids]}).json
     assert [result["index"] for result in several] == [0, 1, 2]
     assert several[0]["content"] == several[2]["content"] == text

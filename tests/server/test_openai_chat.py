@@ -283,6 +283,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"functions": []}, "use tools"),
     ({"logit_bias": {"99999999": 1}}, "there is no token"),
     ({"chat_template_kwargs": 1}, "chat_template_kwargs is 1"),
+    ({"messages": [{"role": "user", "content": "a"}, {"role": "user"}]}, "messages[1]: content is missing"),
 ]
 
 

@@ -33,6 +33,14 @@ def test_a_response(server: Running) -> None:
     assert found["usage"]["output_tokens"] == 8
 
 
+def test_tokens_are_counted(server: Running) -> None:
+    found = server.post(PATH + "/input_tokens", {"input": ASK["input"]}).json
+    assert found == {
+        "object": "response.input_tokens",
+        "input_tokens": server.post(PATH, ASK).json["usage"]["input_tokens"],
+    }
+
+
 def test_a_stream_says_the_same(server: Running) -> None:
     whole = server.post(PATH, ASK).json["output"][0]["content"][0]["text"]
     events = server.post(PATH, {**ASK, "stream": True}).events

@@ -100,11 +100,13 @@ def _show_error(error: ApiError) -> bytes:
 
 
 async def read_prompts(value: Any, door: Door, most: int = MOST_ANSWERS) -> list[list[int]]:
-    """Token ids of each prompt: a string, a list of ids, a list of both, or a list of such. Raises ApiError."""
+    """Token ids of each prompt: a string, a list of ids, a list of both, {"prompt_string": ...}, or a list of such.
+    Raises ApiError."""
     if value is None:
         raise bad_request("prompt is missing: a string, token ids, or a list of them is expected", "prompt")
     is_many = isinstance(value, list) and (
-        any(isinstance(item, list) for item in value) or (value and all(isinstance(item, str) for item in value))
+        any(isinstance(item, (list, dict)) for item in value)
+        or (value and all(isinstance(item, str) for item in value))
     )
     prompts = value if is_many else [value]
     if len(prompts) > most:
@@ -113,6 +115,10 @@ async def read_prompts(value: Any, door: Door, most: int = MOST_ANSWERS) -> list
 
 
 async def _read_prompt(value: Any, door: Door) -> list[int]:
+    if isinstance(value, dict) and isinstance(value.get("prompt_string"), str):
+        if value.get("multimodal_data"):
+            raise bad_request("prompt has multimodal_data, but this model reads text only", "prompt")
+        value = value["prompt_string"]
     if isinstance(value, str):
         return await prompt_ids(door, value)
     n_tokens = door.tokenizer.n_tokens

@@ -128,6 +128,16 @@ def read_variables(fields: Fields) -> dict[str, Any]:
     return variables
 
 
+def _read_messages(fields: Fields) -> list[Any]:
+    """The list as it came. Raises ApiError for a message that says nothing and calls nothing: null would be well."""
+    messages = fields.items("messages")
+    for place, message in enumerate(messages):
+        speaks = isinstance(message, dict) and message.get("role") not in (None, "assistant", "model")
+        if speaks and "content" not in message:
+            raise bad_request(f"messages[{place}]: content is missing", "messages")
+    return messages
+
+
 def read_chat(fields: Fields, door: Door) -> tuple[Turn, int | None]:
     """A chat's request as a Turn, and how many alternatives of each token are shown. Raises ApiError."""
     if "messages" not in fields:
@@ -138,7 +148,7 @@ def read_chat(fields: Fields, door: Door) -> tuple[Turn, int | None]:
     sampling, n_top = read_probs(fields, sampling)
     tools, choice = read_tools(fields)
     turn = Turn(
-        fields.items("messages"),
+        _read_messages(fields),
         sampling,
         read_max_tokens(fields, door.run.n_predict, "max_completion_tokens", "max_tokens", "n_predict"),
         read_stops(fields, door),

@@ -31,10 +31,10 @@ def make_id(prefix: str) -> str:
 
 
 def fingerprint(door: Door) -> str:
-    """OpenAI's system_fingerprint: the same as long as the model is."""
+    """OpenAI's system_fingerprint: the same as long as the model is. It begins as llama.cpp's do, with a b."""
     model = door.model
     told = f"{door.model_name} {model.n_bytes} {model.n_params} {model.config.architecture}"
-    return "fp_" + hashlib.sha256(told.encode()).hexdigest()[:12]
+    return "b1-" + hashlib.sha256(told.encode()).hexdigest()[:12]
 
 
 def now() -> int:

@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from gemmafile.settings import ServeSettings
 
 MIXED: Final = either(
-    STRING, array(either(STRING, COUNT), minItems=1), array(either(STRING, IDS), minItems=1, maxItems=64)
+    STRING,
+    result({"prompt_string": STRING}),
+    array(either(STRING, COUNT), minItems=1),
+    array(either(STRING, IDS), minItems=1, maxItems=64),
 )
 YES: Final = words("true", "false", "1", "0")
 

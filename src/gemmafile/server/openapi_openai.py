@@ -61,7 +61,7 @@ def schemas() -> dict[str, Schema]:
                 "tool_calls": maybe(array(named("ToolCallParam"))),
                 "tool_call_id": maybe(STRING),
             },
-            "required": ["role"],
+            "required": ["role", "content"],
         },
         "ToolCallParam": {
             "type": "object",
@@ -353,6 +353,7 @@ def paths() -> dict[str, Any]:
     count = native("Count the tokens of a chat", counted, _chat_request())
     asked = {"input": "Why is the sky blue?"}
     respond = native("Answer", _responses_answer(), _responses_request(), streams=EVENTS, example=asked)
+    count_items = native("Count the tokens of an input", counted, _responses_request())
     begun = {"prompt": "Once upon a time", "max_tokens": 32}
     complete = native("Go on from a text", _completion_answer(), _completion_request(), streams=EVENTS, example=begun)
     embed = native("Vectors of texts", _embedding_answer(), _embedding_request(), example={"input": "a text"})
@@ -372,4 +373,6 @@ def paths() -> dict[str, Any]:
         "/models/{name}": {"get": model},
         "/v1/responses": {"post": respond},
         "/responses": {"post": respond},
+        "/v1/responses/input_tokens": {"post": count_items},
+        "/responses/input_tokens": {"post": count_items},
     }

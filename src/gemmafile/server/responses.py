@@ -50,7 +50,16 @@ def routes(door: Door) -> list[BaseRoute]:
             return stream_until_disconnect(request, writer.stream(events), show_error=writer.show_error)
         return Json(await until_disconnect(request.receive, writer.whole(events)))
 
-    return [Route("/v1/responses", respond, methods=["POST"]), Route("/responses", respond, methods=["POST"])]
+    async def count(request: Request) -> Response:
+        turn, _ = read_turn(Fields(await read_json(request, door.limits)), door)
+        return Json({"object": "response.input_tokens", "input_tokens": (await prepare(door, turn)).n_prompt})
+
+    return [
+        Route("/v1/responses", respond, methods=["POST"]),
+        Route("/responses", respond, methods=["POST"]),
+        Route("/v1/responses/input_tokens", count, methods=["POST"]),
+        Route("/responses/input_tokens", count, methods=["POST"]),
+    ]
 
 
 # --- the request ------------------------------------------------------------------------------------------------------
