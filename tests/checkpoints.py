@@ -112,12 +112,9 @@ def encode(array: np.ndarray, dtype: str) -> bytes:
     ]().tobytes()
 
 
-def hf_config(config: TinyConfig) -> dict[str, Any]:
-    """config.json as transformers 4 wrote it."""
-    architecture = config.architecture
-    table: dict[str, Any] = {
-        "architectures": [f"{CLASSES[architecture]}ForCausalLM"],
-        "model_type": "gemma3_text" if architecture == "gemma3" else architecture,
+def hf_sizes(config: TinyConfig) -> dict[str, Any]:
+    """What transformers calls the sizes that all architectures have."""
+    return {
         "vocab_size": config.n_vocab,
         "hidden_size": config.embedding_dim,
         "intermediate_size": config.feed_forward_dim,
@@ -128,6 +125,16 @@ def hf_config(config: TinyConfig) -> dict[str, Any]:
         "max_position_embeddings": config.n_context,
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tied,
+    }
+
+
+def hf_config(config: TinyConfig) -> dict[str, Any]:
+    """config.json as transformers 4 wrote it."""
+    architecture = config.architecture
+    table: dict[str, Any] = {
+        "architectures": [f"{CLASSES[architecture]}ForCausalLM"],
+        "model_type": "gemma3_text" if architecture == "gemma3" else architecture,
+        **hf_sizes(config),
         "rope_theta": config.rope_base,
         "bos_token_id": 2,
         "eos_token_id": 1,

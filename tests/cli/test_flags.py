@@ -233,6 +233,12 @@ def test_a_mistake_is_named(words: str, message: str) -> None:
         settings_of(*words.split(" "))
 
 
+@pytest.mark.parametrize("words", [[], [""], ["-m", ""]], ids=["none", "empty", "empty-m"])
+def test_a_model_without_a_name_is_no_folder(words: list[str]) -> None:
+    with pytest.raises(BadSettings, match=r"^which model\?"):
+        make_plan(read(*words))
+
+
 def test_no_flag_means_two_things() -> None:
     names = [name for flag in FLAGS for name in (*flag.names, *flag.off)]
     assert len(names) == len(set(names))

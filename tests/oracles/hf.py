@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.checkpoints import hf_sizes
 from tools.make_tiny import LLAMA3_ROPE, TinyConfig, TinyModel
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -167,19 +168,7 @@ def _inputs(judge: Any, architecture: str) -> Iterator[tuple[str, Any]]:
 
 def hf_config(config: TinyConfig) -> Any:
     """The configuration in transformers' words."""
-    common: dict[str, Any] = {
-        "vocab_size": config.n_vocab,
-        "hidden_size": config.embedding_dim,
-        "intermediate_size": config.feed_forward_dim,
-        "num_hidden_layers": config.n_layers,
-        "num_attention_heads": config.n_heads,
-        "num_key_value_heads": config.n_kv_heads,
-        "head_dim": config.head_dim,
-        "max_position_embeddings": config.n_context,
-        "rms_norm_eps": config.norm_eps,
-        "tie_word_embeddings": config.tied,
-        "attn_implementation": "eager",
-    }
+    common: dict[str, Any] = hf_sizes(config) | {"attn_implementation": "eager"}
     plain = {"rope_type": "default", "rope_theta": config.rope_base}
     if config.architecture == "gemma":
         return transformers.GemmaConfig(**common, rope_parameters=plain)

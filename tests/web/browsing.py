@@ -78,6 +78,14 @@ def wait_for_end(page: Any) -> None:
     page.evaluate(f"window.seenAnswers = {count}")
 
 
+def set_grammar(page: Any, grammar: str) -> None:
+    """Answers of this page's conversation follow a GBNF grammar from now on."""
+    page.click("#settings-open")
+    page.click("text=Form of the answer")
+    page.select_option("#set-output", "gbnf")
+    page.fill("#set-grammar", grammar)
+
+
 def until(page: Any, condition: str) -> None:
     """Wait for a JavaScript expression to be true. (Playwright's own way needs eval, which the page forbids.)"""
     end = time.monotonic() + TIMEOUT_MS / 1000

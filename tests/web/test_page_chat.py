@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.server.running import Running
-from tests.web.browsing import Watch, answer_with, answers, ask, button, open_page, until, wait_for_end
+from tests.web.browsing import Watch, answer_with, answers, ask, button, open_page, set_grammar, until, wait_for_end
 from tests.web.test_documents import make_pdf
 
 pytestmark = pytest.mark.oracle
@@ -161,10 +161,7 @@ def test_fork_at_a_token(page: Any) -> None:
 
 
 def test_a_fork_keeps_to_the_grammar(page: Any) -> None:
-    page.click("#settings-open")
-    page.click("text=Form of the answer")
-    page.select_option("#set-output", "gbnf")
-    page.fill("#set-grammar", 'root ::= [A-Za-z ]{20,30} "%!"')
+    set_grammar(page, 'root ::= [A-Za-z ]{20,30} "%!"')
     ask(page, "Will it rain?")
     before = answers(page)[0]
     assert re.fullmatch(r"[A-Za-z ]{20,30}%!", before)

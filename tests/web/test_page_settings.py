@@ -9,7 +9,7 @@ import pytest
 
 from gemmafile.settings import ContextSettings, RunSettings, ServeSettings
 from tests.server.running import Running, running
-from tests.web.browsing import Watch, answer_with, answers, ask, open_page, until, wait_for_end
+from tests.web.browsing import Watch, answer_with, answers, ask, open_page, set_grammar, until, wait_for_end
 from tests.web.test_prompts import HISTORY, PROMPT
 
 pytestmark = pytest.mark.oracle
@@ -117,10 +117,7 @@ def test_presets_belong_to_conversations(page: Any) -> None:
 
 
 def test_grammar_and_schema(page: Any) -> None:
-    page.click("#settings-open")
-    page.click("text=Form of the answer")
-    page.select_option("#set-output", "gbnf")
-    page.fill("#set-grammar", 'root ::= "maybe" | "never"')
+    set_grammar(page, 'root ::= "maybe" | "never"')
     ask(page, "Will it rain?")
     assert answers(page)[-1] in ("maybe", "never")
     page.select_option("#set-output", "json")

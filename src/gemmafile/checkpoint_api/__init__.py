@@ -13,11 +13,13 @@ of the hub's. Arrays are torch's where torch is installed and "pt" is asked for,
     arrays.py      arrays that know .to(device)          tokenizer.py   texts and chats to ids, and back
     generation.py  how the next token is chosen          streamers.py   text while it is made
     model.py       the model                             sources.py     what a name means
+    arguments.py   what from_pretrained is asked for     in_memory.py   weights in another format
 """
 
+from gemmafile.checkpoint_api.arguments import BitsAndBytesConfig
 from gemmafile.checkpoint_api.arrays import BatchEncoding
 from gemmafile.checkpoint_api.generation import GenerationConfig
-from gemmafile.checkpoint_api.model import AutoModelForCausalLM, BitsAndBytesConfig, CausalLM
+from gemmafile.checkpoint_api.model import AutoModelForCausalLM, CausalLM
 from gemmafile.checkpoint_api.streamers import TextIteratorStreamer, TextStreamer
 from gemmafile.checkpoint_api.tokenizer import AutoTokenizer, CardTokenizer
 

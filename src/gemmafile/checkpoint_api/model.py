@@ -15,42 +15,25 @@ from typing import Any
 
 import numpy as np
 
+from gemmafile.checkpoint_api.arguments import check_devices, read_bits, read_dtype, reformatted
 from gemmafile.checkpoint_api.arrays import Device, Ids, make_array, read_rows, torch_if_loaded
 from gemmafile.checkpoint_api.generation import DEFAULT_NEW_TOKENS, GenerationConfig, make_choice, process
-from gemmafile.checkpoint_api.in_memory import FLOATS, reformat
+from gemmafile.checkpoint_api.in_memory import FLOATS
 from gemmafile.checkpoint_api.sources import find_path, say
 from gemmafile.convert.to_checkpoint import TORCH_NAMES, config_json
 from gemmafile.errors import BadSettings, ContextOverflow, nearest
-from gemmafile.files.formats import Format, format_by_name
 from gemmafile.files.gguf import ModelFile
 from gemmafile.files.huggingface.checkpoint import Checkpoint
 from gemmafile.files.open import open_model
-from gemmafile.files.tensors import TensorInfo
 from gemmafile.model_api import Model
-from gemmafile.progress import Progress
 from gemmafile.settings import ContextSettings, from_fields
 
-FORMATS = {name: fmt for fmt, name in TORCH_NAMES.items()} | {"half": "F16", "float": "F32"}
-"""Names of torch's types -> formats."""
 ATTENTION = {None: "cpu", "flash_attention_2": "cpu", "flash_attention_3": "cpu", "sdpa": "cpu", "eager": "reference"}
 """attn_implementation -> backend: ours is fused and has soft caps and windows; eager is the slow NumPy reference."""
 MAX_ANSWERS = 1 << 16
 _NOT_NEEDED = ("token_type_ids", "cache_implementation", "early_stopping", "length_penalty", "synced_gpus")
 """Arguments of transformers' generate that change nothing here: of beams, of its cache, of several machines."""
 _OWN = ("threads", "context", "backend", "cache_type_k", "cache_type_v")
-
-
-@dataclass
-class BitsAndBytesConfig:
-    """Weights of 8 or 4 bits, made at load. Options of bitsandbytes' own formats are taken and change nothing."""
-
-    load_in_8bit: bool = False
-    load_in_4bit: bool = False
-
-    def __init__(self, load_in_8bit: bool = False, load_in_4bit: bool = False, **ignored: Any):
-        if load_in_8bit and load_in_4bit:
-            raise BadSettings("load_in_8bit and load_in_4bit were both given: which one?")
-        self.load_in_8bit, self.load_in_4bit = load_in_8bit, load_in_4bit
 
 
 class AutoModelForCausalLM:
@@ -77,16 +60,16 @@ class AutoModelForCausalLM:
             known = [kind for kind in ATTENTION if kind]
             what = f"attn_implementation is {attn_implementation!r}{nearest(str(attn_implementation), known)}"
             raise BadSettings(f"{what}: expected {', '.join(known)}")
-        bits = _read_bits(quantization_config, load_in_8bit, load_in_4bit)
-        wanted = _read_dtype(torch_dtype if torch_dtype is not None else dtype)
-        _check_devices(device_map)
+        bits = read_bits(quantization_config, load_in_8bit, load_in_4bit)
+        wanted = read_dtype(torch_dtype if torch_dtype is not None else dtype)
+        check_devices(device_map)
         path = find_path(name, revision)
         own = {key: value for key, value in options.items() if key in _OWN and value is not None}
         cache = {"cache_type_k": "f32", "cache_type_v": "f32"} if wanted == "F32" else {}
         settings = from_fields(ContextSettings, {"backend": ATTENTION[attn_implementation], **cache, **own})
         file = open_model(path, settings, say)
         try:
-            changed = _reformatted(file, bits, wanted)
+            changed = reformatted(file, bits, wanted)
             n_sequences = options.get("n_sequences") or 1
             return CausalLM(Model(path, settings, say, n_sequences=n_sequences, file=changed), wanted)
         except BaseException:
@@ -119,7 +102,7 @@ class CausalLM:
 
     def to(self, *place: Any, **options: Any) -> CausalLM:
         """Itself; a device that is not the CPU is said to be missing."""
-        _check_devices(next((p for p in place if isinstance(p, (str, int))), None))
+        check_devices(next((p for p in place if isinstance(p, (str, int))), None))
         return self
 
     def cuda(self, *place: Any) -> CausalLM:
@@ -321,71 +304,7 @@ class _Run:
         return any(bool(np.all(np.asarray(c(self.make([ids]), scores)))) for c in criteria)
 
 
-# --- arguments --------------------------------------------------------------------------------------------------------
-
-
-def _read_bits(config: Any, in_8: bool, in_4: bool) -> int | None:
-    if config is not None:
-        read: Callable[[str], Any] = config.get if isinstance(config, Mapping) else lambda n: getattr(config, n, False)
-        in_8, in_4 = bool(read("load_in_8bit")), bool(read("load_in_4bit"))
-        if not in_8 and not in_4:
-            raise BadSettings("quantization_config: expected load_in_8bit=True or load_in_4bit=True")
-    if in_8 and in_4:
-        raise BadSettings("8 and 4 bits were both asked for: which?")
-    return 8 if in_8 else 4 if in_4 else None
-
-
-def _read_dtype(dtype: Any) -> str | None:
-    if dtype is None or dtype == "auto":
-        return None
-    name = dtype.__name__ if isinstance(dtype, type) else str(dtype).rpartition(".")[2]
-    if name not in FORMATS:
-        raise BadSettings(
-            f"dtype is {str(dtype)[:40]!r}{nearest(name, FORMATS)}: expected float32, float16 or bfloat16"
-        )
-    return FORMATS[name]
-
-
-def _check_devices(device_map: Any) -> None:
-    """Says what cannot be had. Raises BadSettings for what is no device."""
-    devices = list(device_map.values()) if isinstance(device_map, Mapping) else [device_map]
-    for device in devices:
-        name = getattr(device, "type", device)
-        if name is None or isinstance(name, int) or (isinstance(name, str) and name.partition(":")[0] in _DEVICES):
-            kind = "cuda" if isinstance(name, int) else _DEVICES.get(str(name).partition(":")[0], "cpu")
-            if kind == "gpu" or isinstance(name, int):
-                say(f"there is no GPU engine here: device {device!r} is asked for, and the CPU answers")
-            continue
-        raise BadSettings(
-            f"the device {str(device)[:40]!r} is not known: auto, cpu, cuda, a number, or a table of these"
-        )
-
-
-_DEVICES = {
-    **dict.fromkeys(("auto", "balanced", "balanced_low_0", "sequential", "cpu", "None"), "cpu"),
-    **dict.fromkeys(("cuda", "mps", "xpu"), "gpu"),
-}
-
-
-def _reformatted(file: ModelFile, bits: int | None, dtype: str | None) -> ModelFile:
-    """The file with its matrices as asked for."""
-    if bits is None and dtype is None:
-        return file
-    if not any(info.format.name in FLOATS for info in file.tensors.values() if len(info.shape) == 2):
-        return file  # quantised already
-    wanted = format_by_name({8: "Q8_0", 4: "Q4_K"}[bits] if bits is not None else dtype or "F32")
-
-    def choose(info: TensorInfo) -> Format | None:
-        if bits != 4:
-            return wanted
-        # Every answer goes through the embedding: it gets more. Rows that are no whole super-blocks: blocks of 32.
-        large = info.name in ("token_embd.weight", "output.weight")
-        whole, part = ("Q6_K", "Q8_0") if large else ("Q4_K", "Q4_0")
-        return format_by_name(part if info.shape[-1] % 256 else whole)
-
-    total = sum(info.n_weights for info in file.tensors.values()) * wanted.bytes_per_block // wanted.weights_per_block
-    with Progress(f"making {wanted.name} weights", total, bytes=True) as progress:
-        return reformat(file, choose, progress.advance)
+# --- parts of a model and of its answers ------------------------------------------------------------------------------
 
 
 def _read_config(model: Model) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gemmafile import __version__
-from gemmafile.cli import pack
+from gemmafile.cli import members, pack
 from gemmafile.errors import BadSettings
 
 USAGE = "gemmafile edit FILE [flags] [-- ARGS...]"
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `gemmafile edit`."""
     parser.usage = USAGE
     parser.add_argument("file", metavar="FILE", type=Path, help="a packed file")
-    pack.add_member_arguments(parser)
+    members.add_member_arguments(parser)
     parser.add_argument("--set-args", metavar="ARGS", help="default arguments, quoted as for a shell (or behind --)")
     parser.add_argument(
         "--remove", metavar="NAME,...", help="take out: args, card, license, notice, system-prompt, signature"
@@ -39,7 +39,7 @@ def main(args: argparse.Namespace) -> int:
     say = pack.make_say(args.quiet)
     if args.set_args is not None:
         args.trailing = _split(args)
-    changed, removed = pack.given_members(args), _removed(args)
+    changed, removed = members.given_members(args), _removed(args)
     signer = None
     if args.sign is not None:
         from gemmafile.pack.sign import Signer
@@ -50,13 +50,15 @@ def main(args: argparse.Namespace) -> int:
     with open_for_edit(args.file) as opened:
         contents = contents_of(opened)
         files = {name: raw for name, raw in contents.files.items() if name not in removed} | changed
-        pack.check_still_licensed(args.file, contents, files)
+        members.check_still_licensed(args.file, contents, files)
         if args.engine:
             contents = _with_engine(contents, files, args, say)
         else:
             contents = replace(contents, files=_in_order(files))
         contents = replace(
-            contents, card=pack.front_matter(files), tool=f"gemmafile {__version__}" if args.engine else contents.tool
+            contents,
+            card=members.front_matter(files),
+            tool=f"gemmafile {__version__}" if args.engine else contents.tool,
         )
         if opened.checked.signature is not None and signer is None:
             say("the file was signed, and is not any more: --sign signs it again")

@@ -104,7 +104,7 @@ def model_path(given: Given) -> str:
     elif "hf_repo" in given.values:
         raise BadSettings("-hf names the model: leave out the other one")
     paths = given.words if "model" not in given.values else [*given.words, given.values["model"]]
-    if not paths:
+    if not any(paths):
         raise BadSettings("which model? give a GGUF file: gemmafile run model.gguf")
     if len(paths) > 1:
         raise BadSettings(f"one model, please: {paths[0]!r} and {paths[1]!r} were given; a prompt goes behind -p")
