@@ -196,7 +196,7 @@ class ServeSettings:
     filters: list[str] = option([], "--filter", help="NAME or NAME:ARGUMENT of a filter on what is asked and answered, e.g. personal-data or words:FILE (repeatable)", metavar="NAME", action="append")
     threads_http: int | None = option(None, "--threads-http", help="accepted: one thread answers HTTP, the engine is a process of its own", metavar="N", env="LLAMA_ARG_THREADS_HTTP")
     slot_prompt_similarity: float | None = option(None, "--slot-prompt-similarity", "-sps", help="accepted: prompts share what they have in common, whatever the slot", metavar="N")
-    cache_ram: int | None = option(None, "--cache-ram", "-cram", help="MiB of what ended answers leave in the cache for prompts that begin alike; 0: none, -1: no limit (default: 512 tokens for each of --parallel)", metavar="N")
+    cache_ram: int | None = option(None, "--cache-ram", "-cram", help="MiB of what ended answers leave in the cache for prompts that begin alike; 0: none, -1: no limit (default: 512 tokens for each of --parallel, 8192 at least)", metavar="N")
     cache_reuse: int | None = option(None, "--cache-reuse", help="accepted: prompts share what they have in common from their start", metavar="N")
 
 

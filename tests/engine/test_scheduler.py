@@ -13,7 +13,7 @@ from gemmafile.engine.engine import Engine
 from gemmafile.engine.grammar import Grammar, GrammarVocabulary
 from gemmafile.engine.jobs import End, Failed, Job, Progress, Scores, Token
 from gemmafile.engine.passes import SCORED_ROWS
-from gemmafile.engine.scheduler import IDLE_PAGES, Scheduler
+from gemmafile.engine.scheduler import Scheduler
 from gemmafile.model.batch import PAGE
 from gemmafile.settings import SamplingSettings
 from tests.engine.crowd import EOG, Crowd, Table, answer_alone, open_preset, random_job
@@ -339,9 +339,9 @@ def test_a_job_may_ask_for_its_slot(engine: Engine, table: Table) -> None:
 def test_at_rest_memory_is_what_it_was_at_the_start(folder: Path) -> None:
     """Whatever was asked: pages that take memory are those set aside, and the last conversation is all there."""
     engine = open_preset(folder, "llama", n_sequences=8, context=1024)
-    everyone = crowd(engine, Table(engine.config.n_vocab, ()), n_slots=4)
+    everyone = crowd(engine, Table(engine.config.n_vocab, ()), n_slots=4, idle_bytes=16 * engine.cache.page_bytes)
     before = engine.pages.n_touched
-    assert before == 4 * IDLE_PAGES
+    assert before == 16
     jobs = [Job(i, ids_of(i, 40 + 30 * i, engine.config.n_vocab), GREEDY, n_predict=2) for i in range(24)]
     everyone.submit(*jobs)
     everyone.finish()

@@ -46,8 +46,9 @@ from gemmafile.model.batch import PAGE
 WORTH_WAITING = 32
 """A job waits for another that is reading the same beginning, if that spares it at least so many tokens."""
 
-IDLE_PAGES = 4
-"""Pages for each slot that are kept for conversations that may go on, unless said otherwise: 512 tokens."""
+IDLE_PAGES, LEAST_IDLE_PAGES = 4, 64
+"""Pages for each slot, and at least, that are kept for conversations that may go on, unless said otherwise: 512 and
+8,192 tokens."""
 
 SET_ASIDE_BYTES = 256 << 20
 """Most memory of these that is taken from the start. What a server needs when it is busy, it then has: neither the
@@ -66,14 +67,16 @@ class Scheduler:
     ):  # fmt: skip
         """
         n_slots      jobs that run at once · queue_limit  jobs that may wait; one more is told to come later
-        idle_bytes   memory for what ended answers leave in the cache; 0: nothing is kept; None: IDLE_PAGES a slot
+        idle_bytes   memory for what ended answers leave in the cache; 0: nothing; None: IDLE_PAGES
         pass_s       seconds that a pass which writes answers may take with a chunk of prompts beside them
         cache_folder where prompts that were read outlive the process
         """
         if n_slots < 1:
             raise BadSettings(f"--parallel is {n_slots}, expected 1 or more")
         self.engine, self.queue_limit = engine, queue_limit
-        most_idle = IDLE_PAGES * n_slots if idle_bytes is None else -(-idle_bytes // engine.cache.page_bytes)
+        most_idle = max(LEAST_IDLE_PAGES, IDLE_PAGES * n_slots)
+        if idle_bytes is not None:
+            most_idle = -(-idle_bytes // engine.cache.page_bytes)
         self.prefixes = Prefixes(engine.pages, most_idle)
         self._n_set_aside = min(most_idle, SET_ASIDE_BYTES // engine.cache.page_bytes)
         engine.pages.touch(self._n_set_aside)
