@@ -40,11 +40,12 @@ SCRATCH_NEEDED = 64 + _UNPACKED + max(_PANEL, 2 * _UNIT_HALF)
 
 
 def kernels() -> dict[str, Callable[..., None]]:
-    from gemmafile.kernels import batch_bf16
+    from gemmafile.kernels import batch_bf16, bf16_floats, emit
 
+    has_floats_only = emit.HAS_AVX2 and not emit.HAS_BF16
     return {
-        "matvec": _make_matvec(), "matmul": _make_matmul(), "matmul_amx": _make_matmul_amx(),
-        "batch_amx": batch_bf16.make_matmul(),
+        "matvec": _make_matvec(), "matmul": bf16_floats.make_matmul() if has_floats_only else _make_matmul(),
+        "matmul_amx": _make_matmul_amx(), "batch_amx": batch_bf16.make_matmul(),
     }  # fmt: skip
 
 
@@ -133,11 +134,17 @@ def _make_walk(n_tokens: int) -> Any:
 
     tile = tiles.DotTile(n_tokens, "bf16")
     zero, step, step_part = tile.zero, tile.step, tile.step_part
-    four = emit.vec("f32", 4)
-    floats, sums = types.UniTuple(four, n_tokens), types.UniTuple(emit.vec("f32", 16), 4 * n_tokens)
-    zeros = emit.make(floats, [], lambda b: tiles.join(b, [emit.splat_constant(four.llvm, 0.0)] * n_tokens))
-    add_lanes = emit.make(floats, [floats, sums], _add_lanes_code(n_tokens))
-    store = emit.make(emit.void, [floats, *[emit.address] * 5], tiles.store_lanes)
+    # The sums of three or four tokens are lanes of one vector: their chains are then turned round all together.
+    is_one = n_tokens > 2 and emit.HAS_AVX512
+    lanes, n_sums = (16, 1) if is_one else (4, n_tokens)
+    add_lanes_code, store_code = (_add_lanes_of_all, _store_quarters(n_tokens)) if is_one else (
+        _add_lanes_code(n_tokens), tiles.store_lanes,
+    )  # fmt: skip
+    total = emit.vec("f32", lanes)
+    floats, sums = types.UniTuple(total, n_sums), types.UniTuple(emit.vec("f32", 16), 4 * n_tokens)
+    zeros = emit.make(floats, [], lambda b: tiles.join(b, [emit.splat_constant(total.llvm, 0.0)] * n_sums))
+    add_lanes = emit.make(floats, [floats, sums], add_lanes_code)
+    store = emit.make(emit.void, [floats, *[emit.address] * 5], store_code)
     prefetch = simd.prefetcher(64)
 
     @simd.device
@@ -197,6 +204,33 @@ def _add_lanes_code(n_tokens: int) -> Callable[..., Any]:
     return code
 
 
+def _add_lanes_of_all(b: Any, total: Any, acc: Any) -> Any:
+    """`_add_lanes_code` for one vector of sums, four rows of the first token, then of the next."""
+    import llvmlite.ir as ir
+
+    from gemmafile.kernels import tiles
+
+    chains = tiles.split(b, acc)
+    chains += [ir.Constant(chains[0].type, ir.Undefined)] * (16 - len(chains))
+    (sums,) = tiles.split(b, total)
+    for lane in tiles.transpose(b, chains):
+        sums = b.fadd(sums, lane)
+    return tiles.join(b, [sums])
+
+
+def _store_quarters(n_tokens: int) -> Callable[..., None]:
+    """`tiles.store_lanes` for a vector that has all tokens."""
+
+    def code(b: Any, total: Any, addr: Any, o1: Any, o2: Any, o3: Any, stride: Any) -> None:
+        from gemmafile.kernels import emit, tiles
+
+        (sums,) = tiles.split(b, total)
+        quarters = [emit.shuffle(b, sums, sums, range(4 * t, 4 * t + 4)) for t in range(n_tokens)]
+        tiles.store_lanes(b, tiles.join(b, quarters), addr, o1, o2, o3, stride)
+
+    return code
+
+
 def make_gather() -> Any:
     """gather(weights, row_bytes, first, n, count, columns, column, unpacked): 32 columns of `count` rows, a row in 64
     bytes; zeros past the end of a row, and the last row again where there are fewer."""
@@ -229,7 +263,7 @@ def _make_matmul() -> Callable[..., None]:
     tile = tiles.WeightTile(0)
     zero, load_tile, store_tile = tile.zero_floats, tile.load, tile.store
     add_lane = emit.make(tile.floats, [tile.floats, emit.address, emit.address, emit.address], _make_add_lane(tile))
-    n_parts, n_tokens = 2 // tile.vectors, tile.n_tokens
+    n_tokens = tile.n_tokens
     gather, transpose = make_gather(), tiles.transposer([128 * STEPS * i for i in range(16)])
     flush, restore = flushing()
 
@@ -255,15 +289,14 @@ def _make_matmul() -> Callable[..., None]:
                 t = 0
                 while t < tokens:
                     x = load(op + PACKED) + t * x_stride + 2 * start
-                    for part in range(n_parts):
-                        c = load(op + OUT) + t * out_stride + 4 * first + 64 * part
-                        if start == 0:
-                            sums = zero()
-                        else:
-                            sums = load_tile(c, out_stride)
-                        for i in range(LANES):
-                            sums = add_lane(sums, panel + 128 * STEPS * i + 64 * part, x + 4 * i, x_stride)
-                        store_tile(sums, c, out_stride)
+                    c = load(op + OUT) + t * out_stride + 4 * first
+                    if start == 0:
+                        sums = zero()
+                    else:
+                        sums = load_tile(c, out_stride)
+                    for i in range(LANES):
+                        sums = add_lane(sums, panel + 128 * STEPS * i, x + 4 * i, x_stride)
+                    store_tile(sums, c, out_stride)
                     t += n_tokens
                 start += BF16_CHUNK
         restore(before)
@@ -277,23 +310,19 @@ def _make_add_lane(tile: Any) -> Callable[..., Any]:
 
     from gemmafile.kernels import emit, tiles
 
-    n = 2 if emit.FEW_REGISTERS else 1  # registers a vector
-    words, floats = ir.VectorType(emit.I16, 32 // n), ir.VectorType(emit.F32, 16 // n)
+    words, floats = ir.VectorType(emit.I16, 32), ir.VectorType(emit.F32, 16)
 
     def code(b: Any, sums: Any, panel: Any, x: Any, x_stride: Any) -> Any:
-        chains = [emit.splat_constant(floats, 0.0)] * (n * tile.n)
+        chains = [emit.splat_constant(floats, 0.0)] * tile.n
         tokens = [b.add(x, b.mul(x_stride, ir.Constant(emit.I64, t))) for t in range(tile.n_tokens)]
         for j in range(STEPS):
-            rows = [emit.load_at(b, panel, words, 128 * j + 64 // n * i) for i in range(n * tile.vectors)]
+            rows = [emit.load_at(b, panel, words, 128 * j + 64 * v) for v in range(tile.vectors)]
             for t, token in enumerate(tokens):
-                pair = b.bitcast(emit.splat(b, emit.load_at(b, token, emit.I32, 64 * j), 16 // n), words)
-                for i, row in enumerate(rows):
-                    at = n * (i // n * tile.n_tokens + t) + i % n
+                pair = b.bitcast(emit.splat(b, emit.load_at(b, token, emit.I32, 64 * j), 16), words)
+                for v, row in enumerate(rows):
+                    at = v * tile.n_tokens + t
                     chains[at] = emit.dot_bf16(b, chains[at], row, pair)
-            chains = emit.together(b, chains)
-        pairs = zip(chains[::n], chains[n - 1 :: n], strict=True)
-        whole = chains if n == 1 else [emit.shuffle(b, low, high, range(16)) for low, high in pairs]
-        return tiles.join(b, [b.fadd(total, chain) for total, chain in zip(tiles.split(b, sums), whole, strict=True)])
+        return tiles.join(b, [b.fadd(total, chain) for total, chain in zip(tiles.split(b, sums), chains, strict=True)])
 
     return code
 

@@ -35,7 +35,9 @@ def _features() -> frozenset[str]:
 
 
 FEATURES = _features()
-HAS_VNNI = {"avx512vnni", "avx512vl", "avx512bw"} <= FEATURES
+HAS_VNNI_512 = {"avx512vnni", "avx512vl", "avx512bw"} <= FEATURES
+HAS_VNNI = HAS_VNNI_512 or {"avxvnni", "avx2"} <= FEATURES
+"""Dot products of bytes: of vectors of 64 bytes, or of 32 at most (AVX-VNNI)."""
 HAS_AVX512 = {"avx512f", "avx512bw", "avx512vl", "avx512dq"} <= FEATURES
 HAS_BF16 = "avx512bf16" in FEATURES and HAS_AVX512
 HAS_AVX2 = "avx2" in FEATURES
@@ -255,7 +257,7 @@ def dot_bytes(b: Any, acc: Any, u: Any, s: Any, *, below_128: bool) -> Any:
     acc <n x i32>, u and s <4n x i8> · `below_128`  the caller knows that every u is at most 127
     """
     n = acc.type.count
-    if HAS_VNNI and n in (8, 16):
+    if HAS_VNNI and (n == 8 or (n == 16 and HAS_VNNI_512)):
         # LLVM 20 and later take the bytes as bytes; see _dpbusd_type.
         return call(b, f"llvm.x86.avx512.vpdpbusd.{32 * n}", acc.type, [acc, *(_dpbusd_type(b, v, n) for v in (u, s))])
     if n > 8:
@@ -321,9 +323,9 @@ def look_up(b: Any, table: Sequence[int], i: Any) -> Any:
 def dot_words(b: Any, acc: Any, x: Any, y: Any) -> Any:
     """acc[i] += x[2i] * y[2i] + x[2i+1] * y[2i+1]: <n x i32>, <2n x i16> signed."""
     n = acc.type.count
-    if HAS_VNNI and n == 16:
+    if HAS_VNNI and n == (16 if HAS_VNNI_512 else 8):
         pairs = (x, y) if _BYTES_IN_DPBUSD else (b.bitcast(v, ir.VectorType(I32, n)) for v in (x, y))
-        return call(b, "llvm.x86.avx512.vpdpwssd.512", acc.type, [acc, *pairs])
+        return call(b, f"llvm.x86.avx512.vpdpwssd.{32 * n}", acc.type, [acc, *pairs])
     if HAS_AVX2 and n > 8:
         parts = [dot_words(b, *(half(b, v, h) for v in (acc, x, y))) for h in range(2)]
         return shuffle(b, parts[0], parts[1], range(n))

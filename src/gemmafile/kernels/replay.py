@@ -20,6 +20,7 @@ from gemmafile.kernels import (
     batch_amx,
     batch_bf16,
     bf16,
+    bf16_floats,
     packing,
     pointwise,
     quads,
@@ -28,7 +29,7 @@ from gemmafile.kernels import (
     superblocks,
     superblocks_amx,
 )
-from gemmafile.kernels.arena import Arena, aligned_bytes
+from gemmafile.kernels.arena import Arena, aligned_bytes, aligned_rows
 from gemmafile.kernels.attention_tasks import AttentionTasks
 from gemmafile.kernels.backend import PEAK_GROUP, Told, Trace
 from gemmafile.kernels.cache import KVCache
@@ -136,7 +137,7 @@ class CpuReplay:
         self._has_unit = amx.is_ready()
         self._arena = Arena(tape, allocated_tokens(max_rows))
         self._packed = {
-            kind: aligned_bytes(size) for kind, size in _packed_sizes(tape, allocated_tokens(max_rows)).items()
+            kind: aligned_rows(size) for kind, size in _packed_sizes(tape, allocated_tokens(max_rows)).items()
         }
         self._rotations: dict[Rope, Rotation] = {}
         windows = [op.window for op in tape.ops if isinstance(op, Attention)]
@@ -253,7 +254,7 @@ class CpuReplay:
         self._positions, self._outputs = np.zeros(n, np.int32), np.zeros(n, np.int32)
         self._row_tables = np.zeros(n, np.int64)
         group = self.config.n_heads // self.config.n_kv_heads
-        products = (superblocks, quads, superblocks_amx, quads_amx, bf16, batch_amx, batch_bf16)
+        products = (superblocks, quads, superblocks_amx, quads_amx, bf16, bf16_floats, batch_amx, batch_bf16)
         needs = (attention.scratch_bytes(group, self.cache.width), *(module.SCRATCH_NEEDED for module in products))
         scratch = -(-max(needs) // 4096) * 4096 + 128  # threads' scratch not at the same place in their pages
         self._scratch = aligned_bytes(scratch * threads)

@@ -53,6 +53,7 @@ TARGETS = {
         ("znver4", "x86_64", "x86-64-v4", f"{_ICE} avx512bf16 sse4a"),
         ("x86-64-v4-vnni", "x86_64", "x86-64-v4", f"{_V4} avx512vnni"),
         ("x86-64-v4", "x86_64", "x86-64-v4", _V4),
+        ("alderlake", "x86_64", "x86-64-v3", f"{_V3} avxvnni"),
         ("x86-64-v3", "x86_64", "x86-64-v3", _V3),
         ("neoverse-v1", "aarch64", "generic", f"{_ARM_2} i8mm bf16"),
         ("apple-m2", "aarch64", "generic", f"{_ARM_2} i8mm bf16"),

@@ -359,36 +359,42 @@ class DotTile:
 def transposer(offsets: Sequence[int], apart: Callable[[Any, Any], list[Any]] | None = None) -> Any:
     """transpose(source, target): 16 rows of 16 dwords, 64 bytes apart -> vector k of the k-th dword of each row,
     stored at target + offsets[k]; or the vectors that `apart` makes of it, side by side from there on."""
-    transpose = _transpose_code(offsets, apart)
+    transposed = _transpose_code(offsets, apart)
 
     def code(b: Any, source: Any, target: Any) -> None:
-        transpose(b, [b.add(source, ir.Constant(I64, 64 * i)) for i in range(16)], target)
+        transposed(b, [b.add(source, ir.Constant(I64, 64 * i)) for i in range(16)], target)
 
     return make(void, [address, address], code)
 
 
 def stream_transposer(offsets: Sequence[int], apart: Callable[[Any, Any], list[Any]] | None = None) -> Any:
     """transpose(source, stride, target): the same of rows `stride` bytes apart."""
-    transpose = _transpose_code(offsets, apart)
+    transposed = _transpose_code(offsets, apart)
 
     def code(b: Any, source: Any, stride: Any, target: Any) -> None:
-        transpose(b, [_at(b, source, _times(b, stride, i)) for i in range(16)], target)
+        transposed(b, [_at(b, source, _times(b, stride, i)) for i in range(16)], target)
 
     return make(void, [address, address, address], code)
+
+
+def transpose(b: Any, rows: Sequence[Any]) -> list[Any]:
+    """16 vectors of 16 lanes -> vector k of the k-th lane of each."""
+    rows = list(rows)
+    for bit in (8, 4, 2, 1):  # exchange this bit of the vector's number with the same bit of the lane's
+        crossed = list(rows)
+        for i in range(16):
+            if not i & bit:
+                x, y = rows[i], rows[i | bit]
+                crossed[i] = emit.shuffle(b, x, y, [j if not j & bit else 16 + (j ^ bit) for j in range(16)])
+                crossed[i | bit] = emit.shuffle(b, x, y, [(j | bit) if not j & bit else 16 + j for j in range(16)])
+        rows = crossed
+    return rows
 
 
 def _transpose_code(offsets: Sequence[int], apart: Callable[[Any, Any], list[Any]] | None) -> Callable[..., None]:
     def code(b: Any, sources: Sequence[Any], target: Any) -> None:
         rows = [load_at(b, source, _INTS) for source in sources]
-        for bit in (8, 4, 2, 1):  # exchange this bit of the row number with the same bit of the dword number
-            crossed = list(rows)
-            for i in range(16):
-                if not i & bit:
-                    x, y = rows[i], rows[i | bit]
-                    crossed[i] = emit.shuffle(b, x, y, [j if not j & bit else 16 + (j ^ bit) for j in range(16)])
-                    crossed[i | bit] = emit.shuffle(b, x, y, [(j | bit) if not j & bit else 16 + j for j in range(16)])
-            rows = crossed
-        for row, offset in zip(rows, offsets, strict=True):
+        for row, offset in zip(transpose(b, rows), offsets, strict=True):
             for i, v in enumerate(apart(b, row) if apart else [row]):
                 store_at(b, v, target, offset + 64 * i)
 
