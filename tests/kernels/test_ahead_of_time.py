@@ -142,6 +142,7 @@ def test_the_best_level_that_runs_is_taken(monkeypatch: pytest.MonkeyPatch) -> N
     for features, best in (
         (TARGETS["x86-64-v3"].features, ["x86-64-v3"]),
         (TARGETS["x86-64-v3"].features - {"fma"}, []),
+        (TARGETS["alderlake"].features, ["alderlake", "x86-64-v3"]),
         (TARGETS["x86-64-v4"].features, ["x86-64-v4", "x86-64-v3"]),
         (TARGETS["znver4"].features, ["znver4", "x86-64-v4-vnni", "x86-64-v4", "x86-64-v3"]),
     ):

@@ -212,8 +212,23 @@ print(engine.backend.name, len(lines), "AVX2" in lines[0])
     assert run(code, tmp_path / "cache", **features).split() == ["reference", "1", "True"]
 
 
-def test_products_for_an_older_cpu_are_the_same_bits(tmp_path: Path) -> None:
-    """AVX2 code, which a newer CPU runs too: one format of each kind, and all of them in `make check`."""
+_AVX2 = "+sse,+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+avx,+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt,+movbe"
+_AVX512 = f"{_AVX2},+avx512f,+avx512bw,+avx512cd,+avx512dq,+avx512vl"
+
+
+@pytest.mark.parametrize(
+    ("cpu", "features", "formats"),
+    [
+        ("haswell", _AVX2, "Q4_K Q5_0 Q8_0 IQ4_NL BF16"),
+        ("alderlake", f"{_AVX2},+avxvnni", "Q4_K Q8_0"),
+        ("skylake-avx512", _AVX512, "Q8_0 BF16"),
+    ],
+)
+def test_products_for_an_older_cpu_are_the_same_bits(tmp_path: Path, cpu: str, features: str, formats: str) -> None:
+    """Code that a newer CPU runs too: AVX2 with and without VNNI, AVX-512 without it; all formats in `make check`."""
+    lacking = {feature[1:] for feature in features.split(",")} - targets.cpu_features()
+    if lacking:
+        pytest.skip(f"this CPU has no {', '.join(sorted(lacking))}")
     code = """
 import os
 import numpy as np
@@ -223,7 +238,7 @@ from gemmafile.kernels.replay import PRODUCTS
 from tests.kernels.test_products import product
 from tests.kernels.random_blocks import random_rows
 rng = np.random.default_rng(1)
-formats = FORMAT_MODULES if os.environ.get("GEMMAFILE_FULL") else ("Q4_K", "Q5_0", "Q8_0", "IQ4_NL", "BF16")
+formats = FORMAT_MODULES if os.environ.get("GEMMAFILE_FULL") else os.environ["FORMATS"].split()
 kernel_addresses({kernel for name in formats for kernel in (PRODUCTS[name].matvec, PRODUCTS[name].matmul)})
 for name in formats:
     rows, x = random_rows(name, rng, 37, 512), rng.standard_normal((7, 512)).astype(np.float32)
@@ -231,8 +246,8 @@ for name in formats:
         assert np.array_equal(product(name, kind, x, rows), format_module(name).multiply(x, rows)), (name, kind)
 print("same")
 """
-    features = "+sse,+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+avx,+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt,+movbe"
-    assert run(code, tmp_path, NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES=features).split() == ["same"]
+    settings = {"NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": features, "FORMATS": formats}
+    assert run(code, tmp_path, **settings).split() == ["same"]
 
 
 def test_a_user_without_a_home_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
