@@ -24,7 +24,7 @@ SCRATCH_NEEDED = 64 + _UNPACKED + 2 * _HALF + TOKEN_TILE * _TOKEN
 
 
 def make_matmul() -> Callable[..., None]:
-    from gemmafile.kernels import emit, simd
+    from gemmafile.kernels import simd
     from gemmafile.kernels.bf16 import flushing, make_gather
     from gemmafile.kernels.tiles import transposer
 
