@@ -1,7 +1,7 @@
 """The arena: where the values of a tape lie while a pass runs.
 
 Each value has rows of float32, a row padded to 32 numbers so that kernels may store whole vectors, and once more where
-rows would otherwise lie whole kilobytes apart: a product writes the same columns of many rows at a time, which would
+rows would otherwise lie whole pages apart: a product writes the same columns of many rows at a time, which would
 then be on the same few lines of the first-level cache. A place is used again once its value has been read for the last
 time. Memory is anonymous and costs nothing until it is touched.
 """
@@ -37,7 +37,7 @@ def aligned_rows(n_bytes: int) -> np.ndarray:
 def row_floats(width: int) -> int:
     """Numbers from row to row."""
     whole = -(-width // 32) * 32
-    return whole if whole % 256 else whole + 32
+    return whole if whole % 1024 else whole + 32
 
 
 class Arena:

@@ -43,6 +43,7 @@ def make_matmul(f: Quad) -> Callable[..., None]:
     dot0, dot1, dot2, dot3 = unit.dot(0, 4, 6), unit.dot(1, 5, 6), unit.dot(2, 4, 6), unit.dot(3, 5, 6)
     load, load_f16, store_f32, atomic_add = simd.load_i64, simd.load_f16, simd.store_f32, simd.atomic_add
     quotient, remainder, store_bytes = simd.quotient, simd.remainder, simd.store_u8x64
+    fetch_results = simd.row_prefetcher(4, 4 * CHUNK_ROWS, level=1)
     bytes_, added_at, halves = f.bytes, f.added or 0, f.halves
     is_added_to = f.added is not None
     bytes_64 = emit.vec("u8", 64)
@@ -145,6 +146,8 @@ def make_matmul(f: Quad) -> Callable[..., None]:
                         a = load(op + PACKED) + (quad + k) * stride + t * QUAD_BYTES
                         panel = panels + (2 * k + half) * _PANEL
                         here_sums = sums + _SUMS * (item & 1)
+                        # Results of the next 32 tokens, a few with each item: at first they are in no cache at all.
+                        fetch_results(load(op + OUT) + (t + 32 + 4 * (item & 7)) * out_stride + 4 * first, out_stride)
                         two_blocks(a, panel, here_sums)
                         if item > 0:
                             finish0(last_sums, last_a, last_d, last_c, out_stride, last_quad)

@@ -323,6 +323,18 @@ def prefetcher(n_bytes: int, level: int = 2) -> Any:
     return make(void, [address], code)
 
 
+def row_prefetcher(n_rows: int, n_bytes: int, level: int = 2) -> Any:
+    """prefetch(address, stride): n_bytes of each of so many rows, into this level of cache."""
+
+    def code(b: Any, a: Any, stride: Any) -> None:
+        for _ in range(n_rows):
+            for offset in range(0, n_bytes, 64):
+                _prefetch(b, b.add(a, ir.Constant(I64, offset)), level)
+            a = b.add(a, stride)
+
+    return make(void, [address, address], code)
+
+
 quotient = make(types.int64, [types.int64] * 2, lambda b, x, y: b.sdiv(x, y))
 remainder = make(types.int64, [types.int64] * 2, lambda b, x, y: b.srem(x, y))
 """Of numbers from 0 up, the divisor not 0: `//` and `%` would bring Python's checks along."""
