@@ -71,6 +71,16 @@ def test_threads_and_slabs_do_not_change_the_file(
     assert made[0] == made[1] == made[2]
 
 
+def test_flags_may_stand_anywhere(model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.gguf"
+    assert run(capfd, model, out, "--pure", "--token-embedding-type", "Q8_0", "Q4_0", "2")[0] == 0
+    between = out.read_bytes()
+    assert run(capfd, "--pure", "--token-embedding-type", "Q8_0", model, out, "Q4_0", "2")[0] == 0
+    assert out.read_bytes() == between
+    code, _, errors = run(capfd, model, "--pur", out, "Q4_0")
+    assert (code, "--pure" in errors) == (2, True)
+
+
 def test_the_name_of_the_result_may_be_left_out(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
     code, text, _ = run(capfd, model, "q8_0", 2)
     made = model.with_name("model.Q8_0.gguf")

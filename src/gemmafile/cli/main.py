@@ -118,7 +118,7 @@ def call(module_name: str, command: str, words: list[str]) -> int:
     module: Any = import_module(module_name)
     if not hasattr(module, "add_arguments"):
         return int(module.main(words))
-    from argparse import ArgumentParser
+    from argparse import PARSER, ArgumentParser
 
     class Parser(ArgumentParser):
         def error(self, message: str) -> NoReturn:
@@ -130,7 +130,9 @@ def call(module_name: str, command: str, words: list[str]) -> int:
     trailing = None
     if hasattr(module, "split_args"):
         words, trailing = module.split_args(words)
-    args = parser.parse_args(words)
+    # Flags may stand between the words; argparse can do that for all commands but those with commands of their own.
+    has_actions = any(action.nargs == PARSER for action in parser._actions)
+    args = parser.parse_args(words) if has_actions else parser.parse_intermixed_args(words)
     args.trailing = trailing
     return int(module.main(args))
 
