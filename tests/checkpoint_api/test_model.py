@@ -129,6 +129,32 @@ def test_repetition_and_ngrams(tokenizer: CardTokenizer, model: CausalLM) -> Non
     assert len(set(greedy(model, ids, max_new_tokens=20, repetition_penalty=50.0)[0])) == len(ids) + 20
 
 
+def test_tokens_that_may_not_come(model: CausalLM) -> None:
+    ids = [2, 300, 301]
+    first, second, third = greedy(model, [ids], max_new_tokens=3)[0][3:]
+    assert greedy(model, [ids], max_new_tokens=1, suppress_tokens=[first])[0][3] != first
+    words = greedy(model, [ids], max_new_tokens=3, bad_words_ids=[[first, second], [third, first, 1]])[0][3:]
+    assert words[0] == first
+    assert words[1] != second
+    assert len(greedy(model, [ids], eos_token_id=first, min_length=6, max_new_tokens=8)[0]) >= 6
+    assert len(greedy(model, [ids], eos_token_id=first, max_new_tokens=8)[0]) == 4
+
+
+def test_outputs_are_read_by_name_and_number(model: CausalLM) -> None:
+    ids = np.array([[2, 300, 301, 302]])
+    out = model(ids, labels=np.array([[2, 300, -100, 302]]))
+    assert list(out) == ["loss", "logits"]
+    assert out[0] == out.loss == out["loss"]
+    logits = out.logits[0].astype(np.float64)
+    losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(4), [300, 301, 302, 0]]
+    assert out.loss == pytest.approx(losses[[0, 2]].mean())
+    assert model.forward(ids)[0] is not None
+    made = model.generate(ids, max_new_tokens=2, return_dict_in_generate=True)
+    assert made["sequences"] is made.sequences
+    assert (made.scores, list(made)) == (None, ["sequences"])
+    assert model.config.to_dict()["hidden_size"] == model.config.hidden_size
+
+
 def test_generation_config_is_an_object_or_the_folders(model: CausalLM, tokenizer: CardTokenizer) -> None:
     assert model.generation_config.eos_token_id == [1, 5]
     config = GenerationConfig(max_new_tokens=3)
@@ -233,6 +259,14 @@ def test_chats_and_their_policy(tokenizer: CardTokenizer) -> None:
     assert both[0] == both[1]
 
 
+def test_the_last_message_can_be_gone_on_with(tokenizer: CardTokenizer) -> None:
+    chat = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": " ho ho "}]
+    text = tokenizer.apply_chat_template(chat, tokenize=False, continue_final_message=True)
+    assert text == "<bos><start_of_turn>user\nhi<end_of_turn>\n<start_of_turn>model\nho ho"
+    with pytest.raises(BadSettings, match="goes with tokenize=False"):
+        tokenizer.apply_chat_template(chat, continue_final_message=True)
+
+
 def test_streamers(tokenizer: CardTokenizer, model: CausalLM, capsys: pytest.CaptureFixture[str]) -> None:
     ids = tokenizer.encode("the other men")
     whole = tokenizer.decode(model.generate(ids, max_new_tokens=15)[0])
@@ -244,6 +278,8 @@ def test_streamers(tokenizer: CardTokenizer, model: CausalLM, capsys: pytest.Cap
 
 
 def test_vocabulary(tokenizer: CardTokenizer) -> None:
+    assert tokenizer.convert_tokens_to_string(tokenizer.tokenize("the the")) == "the the"
+    assert tokenizer.special_tokens_map["bos_token"] == tokenizer.bos_token
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<bos>", "<eos>", "<pad>")
     assert tokenizer.convert_ids_to_tokens(tokenizer.convert_tokens_to_ids(["<bos>", "▁the"])) == ["<bos>", "▁the"]
     assert tokenizer.tokenize("the")[0] != "<bos>"

@@ -150,10 +150,14 @@ def test_lines_are_llama_cpps(command: Runner, tmp_path: Path) -> None:
     ):  # fmt: skip
         words = [str(tmp_path / word) if word in "hwm" else word for word in words]
         ours = command("perplexity", model, *words, *exact).out
-        theirs = judge.run("llama-perplexity", "-m", str(model), *words, *exact, "-fa", "off", "-np", "8", "-t", "1")
         line = re.compile(r"^(\d+)\t(.*)$", re.MULTILINE)
-        # Its log is written by a thread: the last lines may be missing.
-        pairs = list(zip(line.findall(ours), line.findall(theirs), strict=False))
+        for _ in range(5):  # its log is written by a thread: the last lines may be missing, on a busy machine most
+            theirs = judge.run(
+                "llama-perplexity", "-m", str(model), *words, *exact, "-fa", "off", "-np", "8", "-t", "1"
+            )
+            pairs = list(zip(line.findall(ours), line.findall(theirs), strict=False))
+            if len(pairs) >= 3:
+                break
         assert len(pairs) >= 3, theirs
         for (number, mine), (other_number, other) in pairs:
             assert number == other_number

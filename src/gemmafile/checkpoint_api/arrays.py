@@ -63,6 +63,26 @@ class BatchEncoding(dict[str, Any]):
         return self
 
 
+class Outputs(dict[str, Any]):
+    """What a model returns: by name, as attributes, or by number among those there are. A field of None is not there,
+    but for its attribute."""
+
+    def __init__(self, **values: Any):
+        super().__init__({name: value for name, value in values.items() if value is not None})
+        self._names = frozenset(values)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name not in self._names:
+            raise AttributeError(name)
+        return self.get(name)
+
+    def __getitem__(self, key: Any) -> Any:
+        return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        return tuple(self.values())
+
+
 def torch_if_loaded() -> Any:
     """The module torch if the program has imported it, else None."""
     return sys.modules.get("torch")

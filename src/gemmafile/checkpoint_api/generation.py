@@ -1,6 +1,6 @@
 """How the next token is chosen: GenerationConfig, and the steps from logits to a token, in transformers' order.
 
-Steps: repetition penalty, n-grams that may not come again, tokens too early for an end, then, when sampling,
+Steps: repetition penalty, n-grams and words that may not come, tokens too early for an end, then, when sampling,
 temperature, top-k, top-p, min-p, typical-p; greedy takes the first of the largest.
 """
 
@@ -25,6 +25,7 @@ class GenerationConfig:
     max_new_tokens: int | None = None
     max_length: int | None = None
     min_new_tokens: int | None = None
+    min_length: int | None = None
     do_sample: bool = False
     temperature: float = 1.0
     top_k: int | None = 50
@@ -33,6 +34,8 @@ class GenerationConfig:
     typical_p: float = 1.0
     repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
+    bad_words_ids: list[list[int]] | None = None
+    suppress_tokens: list[int] | None = None
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
     bos_token_id: int | None = None
@@ -83,6 +86,10 @@ class GenerationConfig:
             value = getattr(self, name)
             if value is not None and not (_is_whole(value) and value <= MAX_COUNT):
                 raise _wrong(name, value, "a token id")
+        words: Any = self.bad_words_ids
+        for name, rows in (("suppress_tokens", [self.suppress_tokens]), ("bad_words_ids", words)):
+            if rows not in (None, [None]) and not (_is_list(rows) and all(map(_is_row_of_ids, rows))):
+                raise _wrong(name, getattr(self, name), "token ids in a list, for bad_words_ids a list of lists")
         stops = self.stop_strings
         if stops is not None and not all(isinstance(s, str) for s in (stops if isinstance(stops, list) else [stops])):
             raise _wrong("stop_strings", stops, "a text, or a list of texts")
@@ -107,6 +114,7 @@ _COUNTS = {
     "max_new_tokens": 1,
     "max_length": 1,
     "min_new_tokens": 0,
+    "min_length": 0,
     "num_return_sequences": 1,
     "top_k": 0,
     "no_repeat_ngram_size": 0,
@@ -117,6 +125,14 @@ _COUNTS = {
 
 def _is_whole(value: Any) -> bool:
     return hasattr(value, "__index__") and not isinstance(value, bool)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple))
+
+
+def _is_row_of_ids(value: Any) -> bool:
+    return _is_list(value) and len(value) > 0 and all(_is_whole(i) and i >= 0 for i in value)
 
 
 def _is_number(value: Any) -> bool:
@@ -140,6 +156,10 @@ def process(config: GenerationConfig, logits: np.ndarray, ids: Sequence[int], n_
         scores[seen] = np.where(values < 0, values * penalty, values / penalty)
     if config.no_repeat_ngram_size:
         scores[_repeated(ids, config.no_repeat_ngram_size)] = -np.inf
+    for *before, last in config.bad_words_ids or []:
+        if last < len(scores) and (not before or list(ids[-len(before) :]) == before):
+            scores[last] = -np.inf
+    scores[[i for i in config.suppress_tokens or [] if i < len(scores)]] = -np.inf
     if config.min_new_tokens is not None and n_new < config.min_new_tokens:
         scores[[i for i in config.end_ids if 0 <= i < len(scores)]] = -np.inf
     return _warp(config, scores) if config.do_sample else scores

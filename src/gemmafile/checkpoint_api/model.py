@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from gemmafile.checkpoint_api.arguments import check_devices, read_bits, read_dtype, reformatted
-from gemmafile.checkpoint_api.arrays import Device, Ids, make_array, read_rows, torch_if_loaded
+from gemmafile.checkpoint_api.arrays import Device, Ids, Outputs, make_array, read_rows, torch_if_loaded
 from gemmafile.checkpoint_api.generation import DEFAULT_NEW_TOKENS, GenerationConfig, make_choice, process
 from gemmafile.checkpoint_api.in_memory import FLOATS
 from gemmafile.checkpoint_api.sources import find_path, say
@@ -31,8 +31,10 @@ from gemmafile.settings import ContextSettings, from_fields
 ATTENTION = {None: "cpu", "flash_attention_2": "cpu", "flash_attention_3": "cpu", "sdpa": "cpu", "eager": "reference"}
 """attn_implementation -> backend: ours is fused and has soft caps and windows; eager is the slow NumPy reference."""
 MAX_ANSWERS = 1 << 16
-_NOT_NEEDED = ("token_type_ids", "cache_implementation", "early_stopping", "length_penalty", "synced_gpus")
+_NOT_NEEDED = ("token_type_ids", "cache_implementation", "early_stopping", "length_penalty", "synced_gpus",
+               "remove_invalid_values")  # fmt: skip
 """Arguments of transformers' generate that change nothing here: of beams, of its cache, of several machines."""
+_NOT_HERE = ("output_attentions", "output_hidden_states")
 _OWN = ("threads", "context", "backend", "cache_type_k", "cache_type_v")
 
 
@@ -77,6 +79,13 @@ class AutoModelForCausalLM:
             raise
 
 
+class Config(SimpleNamespace):
+    """config.json's keys as attributes."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
 class CausalLM:
     """A model in the shape of transformers': `generate`, a call for logits, `config`, `generation_config`.
 
@@ -85,7 +94,7 @@ class CausalLM:
 
     def __init__(self, model: Model, dtype: str | None = None):
         self.model = model
-        self.config = SimpleNamespace(**_read_config(model))
+        self.config = Config(**_read_config(model))
         self.generation_config = _read_generation(model)
         self._dtype = dtype or _own_dtype(model.file)
 
@@ -114,6 +123,17 @@ class CausalLM:
     def eval(self) -> CausalLM:
         return self
 
+    def train(self, mode: bool = True) -> CausalLM:
+        if mode:
+            raise BadSettings("this model answers and is not trained: train(False) or eval()")
+        return self
+
+    def requires_grad_(self, required: bool = True) -> CausalLM:
+        return self.train(required)
+
+    def can_generate(self) -> bool:
+        return True
+
     @property
     def name_or_path(self) -> str:
         return str(self.model.file.path)
@@ -130,8 +150,9 @@ class CausalLM:
 
     # --- logits --------------------------------------------------------------------------------------------------
 
-    def __call__(self, input_ids: Any = None, attention_mask: Any = None, **ignored: Any) -> SimpleNamespace:
-        """`.logits` float32[B, T, V]; rows of padding are zeros."""
+    def __call__(self, input_ids: Any = None, attention_mask: Any = None, *, labels: Any = None, **_: Any) -> Outputs:
+        """`.logits` float32[B, T, V]; rows of padding are zeros. With labels [B, T] `.loss` too: the mean negative
+        log-likelihood of each token behind those before it, -100: not counted."""
         rows, kind = read_rows(input_ids, "input_ids")
         masks = _read_masks(attention_mask, rows)
         logits = np.zeros((len(rows), len(rows[0]), self.model.config.n_vocab), np.float32)
@@ -140,7 +161,12 @@ class CausalLM:
             if kept:
                 logits[i, kept] = self.model.logits([row[t] for t in kept])
         torch = torch_if_loaded() if kind == "pt" else None
-        return SimpleNamespace(logits=logits if torch is None else torch.from_numpy(logits))
+        loss = None if labels is None else _mean_loss(logits, read_rows(labels, "labels")[0])
+        if torch is None:
+            return Outputs(loss=loss, logits=logits)
+        return Outputs(loss=None if loss is None else torch.tensor(loss), logits=torch.from_numpy(logits))
+
+    forward = __call__
 
     # --- answers -------------------------------------------------------------------------------------------------
 
@@ -164,11 +190,16 @@ class CausalLM:
             input_ids = input_ids if inputs is None else inputs
         for name in _NOT_NEEDED:
             values.pop(name, None)
+        for name in _NOT_HERE:
+            if values.pop(name, None):
+                raise BadSettings(f"{name} is not here: what flows between the layers is not kept")
         if num_beams != 1:
             raise BadSettings(f"num_beams is {num_beams}: beam search is not here, greedy and sampling are")
         config = self._config(generation_config, values)
         rows, kind = read_rows(input_ids, "input_ids")
         masks = _read_masks(attention_mask, rows)
+        if config.min_length:
+            config.min_new_tokens = max(config.min_new_tokens or 0, config.min_length - len(rows[0]))
         stops = [config.stop_strings] if isinstance(config.stop_strings, str) else list(config.stop_strings or [])
         if stops and tokenizer is None:
             raise BadSettings("stop_strings need the tokenizer: generate(..., tokenizer=tokenizer)")
@@ -196,7 +227,7 @@ class CausalLM:
         if not config.return_dict_in_generate:
             return result
         scores, logits = (_steps([getattr(a, name) for a in answers], torch) for name in ("scores", "logits"))
-        return SimpleNamespace(
+        return Outputs(
             sequences=result,
             scores=scores if config.output_scores else None,
             logits=logits if config.output_logits else None,
@@ -351,6 +382,18 @@ def _arrays(torch: Any) -> Callable[[Sequence[Any]], Any]:
     if torch is None:
         return lambda rows: np.array(rows, np.int64).view(Ids)
     return lambda rows: torch.tensor(rows, dtype=torch.int64)
+
+
+def _mean_loss(logits: np.ndarray, labels: list[list[int]]) -> float:
+    """Of float32[B, T, V] and labels [B, T]. Raises BadSettings for labels that do not fit."""
+    ids = np.array(labels)[:, 1:]
+    if ids.shape != (logits.shape[0], logits.shape[1] - 1) or (ids >= logits.shape[2]).any():
+        raise BadSettings("labels are not the shape of input_ids, or hold what is no token id")
+    places = np.nonzero(ids >= 0)
+    rows = logits[:, :-1][places].astype(np.float64)
+    largest = rows.max(axis=1)
+    log_sums = largest + np.log(np.exp(rows - largest[:, None]).sum(axis=1))
+    return float(np.mean(log_sums - rows[np.arange(len(rows)), ids[places]])) if len(rows) else float("nan")
 
 
 def _steps(answers: list[list[np.ndarray]], torch: Any) -> tuple[Any, ...]:

@@ -18,6 +18,9 @@ from gemmafile.text.tokenizer import Tokenizer, load_tokenizer
 from gemmafile.text.vocabulary import BYTE
 
 SIDES = ("left", "right")
+_NOT_HERE = ("text_pair", "is_split_into_words", "return_offsets_mapping", "return_special_tokens_mask",
+             "return_overflowing_tokens", "return_length")  # fmt: skip
+"""Arguments that would change what comes out: they are refused, where others are ignored."""
 
 
 class AutoTokenizer:
@@ -35,13 +38,16 @@ class AutoTokenizer:
             architecture = str(file.metadata.get("general.architecture", ""))
             tokenizer = load_tokenizer(file.metadata, file.path)
             context = file.metadata.get(f"{architecture}.context_length")
-        return CardTokenizer(tokenizer, architecture, padding_side, context if isinstance(context, int) else None)
+        found = CardTokenizer(tokenizer, architecture, padding_side, context if isinstance(context, int) else None)
+        found.name_or_path = str(name)
+        return found
 
 
 class CardTokenizer:
     """A tokenizer in the shape of transformers'. `padding_side`  "left" (for generation) or "right" """
 
     model_input_names = ("input_ids", "attention_mask")
+    is_fast = True
 
     def __init__(
         self, tokenizer: Tokenizer, architecture: str = "", padding_side: str = "left", context: int | None = None
@@ -53,6 +59,7 @@ class CardTokenizer:
         self.chat_template: str | None = tokenizer.vocabulary.chat_template
         self.bos_token_id, self.eos_token_id = tokenizer.bos_id, tokenizer.eos_id
         self.unk_token_id, self.pad_token_id = tokenizer.unk_id, tokenizer.pad_id
+        self.name_or_path = (tokenizer.vocabulary.path and str(tokenizer.vocabulary.path)) or ""
         self._templates: dict[tuple[str | None, str], ChatTemplate] = {}
 
     # --- special tokens ------------------------------------------------------------------------------------------
@@ -92,6 +99,15 @@ class CardTokenizer:
     def __len__(self) -> int:
         return self.tokenizer.n_tokens
 
+    @property
+    def special_tokens_map(self) -> dict[str, str]:
+        names = ("bos_token", "eos_token", "unk_token", "pad_token")
+        return {name: text for name in names if (text := getattr(self, name)) is not None}
+
+    @property
+    def vocab(self) -> dict[str, int]:
+        return self.get_vocab()
+
     def get_vocab(self) -> dict[str, int]:
         """Token -> id."""
         return {token: i for i, token in enumerate(self.tokenizer.vocabulary.tokens)}
@@ -104,6 +120,11 @@ class CardTokenizer:
         one = _is_number(ids)
         texts = [self.tokenizer.vocabulary.tokens[i] for i in self._checked([ids] if one else ids)]
         return texts[0] if one else texts
+
+    def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
+        """The text of tokens."""
+        text: str = self.decode(self.convert_tokens_to_ids(tokens))
+        return text
 
     def _id_or_unknown(self, text: str) -> int | None:
         found = self._find(text)
@@ -137,6 +158,9 @@ class CardTokenizer:
         truncation  cut to `max_length`, at the side that is not padded
         Raises BadSettings.
         """
+        for name in _NOT_HERE:
+            if ignored.get(name):
+                raise BadSettings(f"{name} is not here: give texts, and expect ids and their mask")
         texts = [text] if isinstance(text, str) else text
         if not isinstance(texts, Iterable) or not all(isinstance(item, str) for item in texts):
             raise BadSettings(f"the text is {text!r:.60}, expected text or a list of texts")
@@ -233,12 +257,13 @@ class CardTokenizer:
         self, conversation: Sequence[Any], *, tokenize: bool = True, add_generation_prompt: bool = False,
         return_tensors: str | None = None, return_dict: bool = True, chat_template: str | None = None,
         system_policy: str = "merge", tools: Any = None, padding: bool | str = False, truncation: bool = False,
-        max_length: int | None = None, **variables: Any,
+        max_length: int | None = None, continue_final_message: bool = False, **variables: Any,
     ) -> Any:  # fmt: skip
         """A chat, or several, by the model's template: the text, or its ids.
 
         tokenize       True: ids, in which no message's text is a control token · False: the text
         return_dict    with ids: a BatchEncoding, else the ids alone
+        continue_final_message  the text ends with the last message, whose turn stays open (not with ids)
         system_policy  of a system message where the template refuses one: "merge" into the first message, "error"
                        (as transformers), "user-turn", "system-turn"
         Raises BadSettings for messages that the template refuses.
@@ -248,9 +273,13 @@ class CardTokenizer:
             raise BadSettings(f"the chat is {conversation!r:.60}, expected a list of messages")
         several = bool(conversation) and isinstance(conversation[0], Sequence)
         chats = list(conversation) if several else [conversation]
+        if continue_final_message and (tokenize or add_generation_prompt):
+            raise BadSettings("continue_final_message goes with tokenize=False, and without add_generation_prompt")
         given = variables | ({"tools": tools} if tools is not None else {})
         if not tokenize:
             texts = [template.render(chat, add_generation_prompt, **given) for chat in chats]
+            if continue_final_message:
+                texts = [_open_end(text, chat) for text, chat in zip(texts, chats, strict=True)]
             return texts if several else texts[0]
         rows = [template.encode(chat, add_generation_prompt, **given) for chat in chats]
         batch = self._finish(rows, return_tensors, padding, truncation, max_length, None)
@@ -268,6 +297,17 @@ class CardTokenizer:
 
     def __repr__(self) -> str:
         return f"<CardTokenizer of {self.vocab_size} tokens>"
+
+
+def _open_end(text: str, chat: Sequence[Any]) -> str:
+    """The text of a chat up to the end of its last message. Raises BadSettings where the message is not in it."""
+    last = chat[-1].get("content") if chat and isinstance(chat[-1], Mapping) else None
+    words = last.strip() if isinstance(last, str) else ""
+    at = text.rfind(words) if words else -1
+    if at < 0:
+        raise BadSettings("continue_final_message: the last message has no text that the template writes")
+    kept = last if isinstance(last, str) and text.startswith(last, at) else words  # a template may cut spaces off
+    return text[: at + len(kept)]
 
 
 def _decode_bytes(raw: bytearray) -> str:
