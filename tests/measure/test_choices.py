@@ -151,10 +151,9 @@ def test_lines_are_llama_cpps(command: Runner, tmp_path: Path) -> None:
         words = [str(tmp_path / word) if word in "hwm" else word for word in words]
         ours = command("perplexity", model, *words, *exact).out
         line = re.compile(r"^(\d+)\t(.*)$", re.MULTILINE)
+        judged = ["-m", str(model), *words, *exact, "-fa", "off", "-np", "8", "-t", "1"]
         for _ in range(5):  # its log is written by a thread: the last lines may be missing, on a busy machine most
-            theirs = judge.run(
-                "llama-perplexity", "-m", str(model), *words, *exact, "-fa", "off", "-np", "8", "-t", "1"
-            )
+            theirs = judge.run("llama-perplexity", *judged)
             pairs = list(zip(line.findall(ours), line.findall(theirs), strict=False))
             if len(pairs) >= 3:
                 break
