@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,12 @@ from gemmafile import (
     TextStreamer,
 )
 from gemmafile.checkpoint_api import arrays
+from gemmafile.checkpoint_api.in_memory import four_bits, reformatted_bytes
 from gemmafile.checkpoint_api.model import CausalLM
 from gemmafile.checkpoint_api.tokenizer import CardTokenizer
 from gemmafile.errors import BadFile, BadSettings, ContextOverflow
+from gemmafile.files.formats import format_by_name
+from gemmafile.files.tensors import TensorInfo
 from tests.checkpoints import write_checkpoint
 from tests.files.huggingface.test_checkpoint import small
 from tests.tiny import write_small
@@ -175,7 +179,7 @@ def test_scores_are_given(model: CausalLM, tokenizer: CardTokenizer) -> None:
         ({"torch_dtype": "float32"}, "F32", 2.0),
         ({"dtype": "torch.float16"}, "F16", 1.0),
         ({"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}, "Q8_0", 34 / 64),
-        ({"quantization_config": {"load_in_4bit": True}}, "Q4_0", 18 / 64),
+        ({"quantization_config": {"load_in_4bit": True}}, "IQ4_NL", 18 / 64),
         ({"load_in_8bit": True}, "Q8_0", 34 / 64),
     ],
 )
@@ -187,8 +191,34 @@ def test_formats_at_load(options: dict[str, Any], name: str, share: float, folde
     assert sum(t.n_bytes for t in matrices) == pytest.approx(share * before)
     ids = [2, 300, 301, 302, 303]
     a, b = (m([ids]).logits[0] for m in (model, other))
-    assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > (0.8 if name == "Q4_0" else 0.99)
+    assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > (0.8 if name == "IQ4_NL" else 0.99)
     other.close()
+
+
+@pytest.mark.parametrize(
+    ("n_vocab", "n_columns", "n_others", "finest"),
+    [
+        (256_000, 4608, 5_650_000, "Q6_K"),  # Gemma 2 27B
+        (256_000, 2304, 878_000, "Q5_K"),  # Gemma 2 2B
+        (256_000, 256, 3_000, "Q4_K"),
+        (32, 96, 3_000, "Q8_0"),
+        (49_152, 576, 184_000, "Q5_0"),  # SmolLM2 135M
+        (256_000, 64, 900, "IQ4_NL"),
+    ],
+)
+def test_four_bits_are_a_quarter_whatever_the_vocabulary(
+    n_vocab: int, n_columns: int, n_others: int, finest: str
+) -> None:
+    """The embedding gets more bits where it is a small part of the model. `n_others`  rows of the other matrices"""
+    shapes = {"token_embd.weight": (n_vocab, n_columns), "blk.0.ffn_up.weight": (n_others, n_columns)}
+    tensors = {n: TensorInfo(n, s, format_by_name("BF16"), Path("x"), 0, 2 * s[0] * s[1]) for n, s in shapes.items()}
+    file: Any = SimpleNamespace(tensors=tensors)
+    choose = four_bits(file)
+    found = choose(tensors["token_embd.weight"])
+    assert found is not None
+    assert found.name == finest
+    share = reformatted_bytes(file, choose) / sum(t.n_bytes for t in tensors.values())
+    assert 0.28 < share <= 0.3
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what is in memory")

@@ -6,13 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gemmafile.checkpoint_api.in_memory import FLOATS, reformat
+from gemmafile.checkpoint_api.in_memory import FLOATS, four_bits, reformat, reformatted_bytes
 from gemmafile.checkpoint_api.sources import say
 from gemmafile.convert.to_checkpoint import TORCH_NAMES
 from gemmafile.errors import BadSettings, nearest
-from gemmafile.files.formats import Format, format_by_name
+from gemmafile.files.formats import format_by_name
 from gemmafile.files.gguf import ModelFile
-from gemmafile.files.tensors import TensorInfo
 from gemmafile.progress import Progress
 
 FORMATS = {name: fmt for fmt, name in TORCH_NAMES.items()} | {"half": "F16", "float": "F32"}
@@ -81,16 +80,10 @@ def reformatted(file: ModelFile, bits: int | None, dtype: str | None) -> ModelFi
         return file
     if not any(info.format.name in FLOATS for info in file.tensors.values() if len(info.shape) == 2):
         return file  # quantised already
-    wanted = format_by_name({8: "Q8_0", 4: "Q4_K"}[bits] if bits is not None else dtype or "F32")
-
-    def choose(info: TensorInfo) -> Format | None:
-        if bits != 4:
-            return wanted
-        # Every answer goes through the embedding: it gets more. Rows that are no whole super-blocks: blocks of 32.
-        large = info.name in ("token_embd.weight", "output.weight")
-        whole, part = ("Q6_K", "Q8_0") if large else ("Q4_K", "Q4_0")
-        return format_by_name(part if info.shape[-1] % 256 else whole)
-
-    total = sum(info.n_weights for info in file.tensors.values()) * wanted.bytes_per_block // wanted.weights_per_block
-    with Progress(f"making {wanted.name} weights", total, bytes=True) as progress:
+    if bits == 4:
+        choose, name = four_bits(file), "4-bit"
+    else:
+        wanted = format_by_name("Q8_0" if bits == 8 else dtype or "F32")
+        choose, name = lambda info: wanted, wanted.name
+    with Progress(f"making {name} weights", reformatted_bytes(file, choose), bytes=True) as progress:
         return reformat(file, choose, progress.advance)

@@ -13,7 +13,7 @@ import numpy as np
 
 from gemmafile.convert.rows import NotFinite, encode_rows
 from gemmafile.errors import BadFile
-from gemmafile.files.formats import Format
+from gemmafile.files.formats import Format, format_by_name
 from gemmafile.files.gguf import ModelFile
 from gemmafile.files.placement import let_go
 from gemmafile.files.tensors import TensorInfo
@@ -21,6 +21,14 @@ from gemmafile.quantize.stream import Quantiser
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 FLOATS = ("F32", "F16", "BF16")
+Choose = Callable[[TensorInfo], Format | None]
+"""A format for a matrix; None: as it is."""
+
+FINEST_SHARE = 0.3
+"""Of 16-bit weights, that 4 bits may take with a finer embedding."""
+LARGE = ("token_embd.weight", "output.weight")
+LARGE_FORMATS = (("Q6_K", "Q8_0"), ("Q5_K", "Q5_0"), ("Q4_K", "IQ4_NL"))
+"""Finest first; each for rows of whole super-blocks of 256, and for others."""
 
 
 class Reformatted(ModelFile):
@@ -52,17 +60,51 @@ class Reformatted(ModelFile):
         return sum(data.nbytes for data in self._made.values())
 
 
-def reformat(
-    file: ModelFile, choose: Callable[[TensorInfo], Format | None], on_bytes: Callable[[int], None] = lambda n: None
-) -> ModelFile:
+def four_bits(file: ModelFile) -> Choose:
+    """Q4_K, or IQ4_NL for rows that are no whole super-blocks: 4.5 bits a weight.
+
+    Every answer goes through the embedding (and the output, if there is one): it gets six, five or four bits, the most
+    with which all matrices together stay within FINEST_SHARE of 16 bits.
+    """
+    n_weights = sum(info.n_weights for info in _matrices(file))
+
+    def choose(large: tuple[str, str]) -> Choose:
+        def choose_one(info: TensorInfo) -> Format:
+            return format_by_name((large if info.name in LARGE else LARGE_FORMATS[-1])[info.shape[-1] % 256 > 0])
+
+        return choose_one
+
+    choices = [choose(large) for large in LARGE_FORMATS]
+    fitting = (c for c in choices if reformatted_bytes(file, c) <= FINEST_SHARE * 2 * n_weights)
+    return next(fitting, choices[-1])
+
+
+def reformatted_bytes(file: ModelFile, choose: Choose) -> int:
+    """Bytes of what `reformat` makes."""
+    wanted = ((info, _target(info, choose)) for info in _matrices(file))
+    return sum(info.shape[0] * fmt.row_bytes(info.shape[1]) for info, fmt in wanted if fmt is not None)
+
+
+def _matrices(file: ModelFile) -> list[TensorInfo]:
+    return [info for info in file.tensors.values() if len(info.shape) == 2 and info.format.name in FLOATS]
+
+
+def _target(info: TensorInfo, choose: Choose) -> Format | None:
+    """None for what stays as it is."""
+    target = choose(info)
+    fits = target is not None and target != info.format and info.shape[-1] % target.weights_per_block == 0
+    return target if fits else None
+
+
+def reformat(file: ModelFile, choose: Choose, on_bytes: Callable[[int], None] = lambda n: None) -> ModelFile:
     """The model with each float matrix in the format that `choose` gives; None: as it is. Quantised ones stay.
 
     Raises BadFile for a number that is infinite or NaN, or too large for the format.
     """
     made: dict[str, tuple[Format, Bytes]] = {}
-    for info in file.tensors.values():
-        target = choose(info) if len(info.shape) == 2 and info.format.name in FLOATS else None
-        if target is None or target == info.format or info.shape[-1] % target.weights_per_block:
+    for info in _matrices(file):
+        target = _target(info, choose)
+        if target is None:
             continue
         out = np.empty(info.shape[0] * target.row_bytes(info.shape[1]), np.uint8)
         at = 0

@@ -53,7 +53,7 @@ class AutoModelForCausalLM:
                              as they are stored. Quantised files stay as they are. float32: keys and values too
         device_map           "auto", "cpu", "cuda", a number, a table: there is one device, the CPU; asking for another
                              is said in a line and runs on the CPU
-        quantization_config  BitsAndBytesConfig or a table with load_in_8bit or load_in_4bit: Q8_0, or Q4_K and Q6_K
+        quantization_config  BitsAndBytesConfig or a table with load_in_8bit or load_in_4bit: Q8_0, or `four_bits`
         attn_implementation  flash_attention_2, sdpa, None: fused attention · "eager": the reference, slow
         options              threads, context, cache_type_k, ... of ContextSettings; transformers' others are ignored
         Raises BadFile, UnsupportedModel, BadSettings; what the hub does not give is a GemmafileError.
