@@ -20,6 +20,7 @@ from gemmafile.files.open import open_model
 from tests.files.mutate import MUTATIONS, find_spans, mutants
 
 MAX_S = 2.0
+"""Of processor time: a neighbour may hold the machine for longer."""
 MAX_MEMORY = 32 << 20
 """Peak of Python's and NumPy's memory for one mutant; the sound files take 1 MB."""
 
@@ -108,11 +109,11 @@ def test_every_mutant_is_refused_or_read_whole(sound: bytes, tmp_path: Path, ful
         for name, mutant in mutants(sound, 5000 if full else 400, seed=20):
             path.write_bytes(mutant)
             tracemalloc.reset_peak()
-            start = time.perf_counter()
+            start = time.process_time()
             message = outcome(path)
             read, refused = read + (message is None), refused + (message is not None)
             assert message is None or message.isprintable(), name
-            slowest = max(slowest, time.perf_counter() - start)
+            slowest = max(slowest, time.process_time() - start)
             peak = max(peak, tracemalloc.get_traced_memory()[1])
             assert slowest < MAX_S, name
             assert peak < MAX_MEMORY, name

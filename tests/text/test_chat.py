@@ -173,10 +173,10 @@ def test_all_renderings_of_a_prompt_share_their_time(monkeypatch: pytest.MonkeyP
     slow = "{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}"
     template = ChatTemplate(slow, "gemma", load_tokenizer(toy_spm()))
     chat = [{"role": role, "content": "a"} for role in "assistant system user user assistant assistant tool".split()]
-    start = time.monotonic()
+    start = time.process_time()  # not the neighbours'
     with pytest.raises(BadSettings, match="steps or 0.2 s"):
         template.encode(chat)
-    assert time.monotonic() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_marks_do_not_leak_through_errors() -> None:
