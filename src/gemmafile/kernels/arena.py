@@ -27,10 +27,12 @@ HUGE_BYTES = 4 << 20
 def aligned_rows(n_bytes: int) -> np.ndarray:
     """The same for rows that a product goes through side by side; from HUGE_BYTES on in huge pages where the system has
     them. A tile's tokens are each in a page of its own else, and a core finds few pages at once."""
-    pages = mmap.mmap(-1, max(1, n_bytes))
-    if n_bytes >= HUGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without them
-            pages.madvise(mmap.MADV_HUGEPAGE)
+    if n_bytes < HUGE_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return aligned_bytes(n_bytes)
+    # Private: Linux gives shared memory huge pages only where its administrator says so.
+    pages = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without them
+        pages.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(pages, np.uint8, n_bytes)
 
 
