@@ -328,7 +328,7 @@ def test_what_the_engine_imports_travels() -> None:
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             found |= {name.split(".")[0] for name in names}
-    extras = {"xllamacpp", "huggingface_hub", "torch", "transformers"}  # asked for where they are there
+    extras = {"xllamacpp", "huggingface_hub", "torch", "transformers", "PIL"}  # asked for where they are there
     foreign = {name for name in found if name not in sys.stdlib_module_names} - {"gemmafile"} - extras
     packages = {"markdown_it": "markdown_it_py"}
     assert {packages.get(name, name) for name in foreign} <= {*DEPENDENCIES, *COMPILER}
