@@ -8,8 +8,8 @@
     codebook.py        IQ4_NL IQ4_XS
 
 What is minimised, and over which candidates, is llama.cpp's choice, in its order of float operations (no fma), so
-that a file is the same bytes whichever of the two made it: ggml-quants.c, `quantize_row_*`, release b11549. The code
-is another: there a block after the other, here sixteen at once.
+that a file is the same bytes whichever of the two made it, with an importance matrix or without: ggml-quants.c,
+`quantize_row_*`, release b11549. The code is another: there a block after the other, here sixteen at once.
 """
 
 from __future__ import annotations

@@ -15,7 +15,6 @@ from gemmafile.kernels.quantizers import fits
 from gemmafile.kernels.quantizers.jobs import LEVELS, ROW_MEAN, W, X
 from gemmafile.kernels.quantizers.lanes import (
     absolute,
-    as_half,
     copy_sign,
     greater,
     hold,
@@ -26,7 +25,6 @@ from gemmafile.kernels.quantizers.lanes import (
     number,
     put_byte,
     put_half,
-    round_even,
     select,
     splat_int,
     sqrt,
@@ -34,7 +32,7 @@ from gemmafile.kernels.quantizers.lanes import (
     to_int,
     truncate,
 )  # fmt: skip
-from gemmafile.kernels.simd import device
+from gemmafile.kernels.simd import device, negate
 
 f32, i32 = types.float32, types.int32
 
@@ -144,12 +142,7 @@ def _make_weighted_scale(half: int, put: Any) -> Any:
     @device
     def quantize(s):
         _weigh(s)
-        scale = fit(s + X, s + W)
-        put_half(s, 0, scale)
-        to_numbers = inverse(as_half(scale))
-        for i in range(32):
-            v = round_even(load(s + X + 64 * i) * to_numbers)
-            store(s + LEVELS + 64 * i, hold(v, -half, half - 1) + number(half))
+        put_half(s, 0, fit(s + X, s + W, s + LEVELS))
         put(s)
 
     return quantize
@@ -163,11 +156,7 @@ def _make_weighted_bounds(most: int, put: Any) -> Any:
         _weigh(s)
         scale, below = fit(s + X, s + W, s + LEVELS)
         put_half(s, 0, scale)
-        put_half(s, 2, number(0) - below)
-        to_numbers, below = inverse(as_half(scale)), as_half(below)
-        for i in range(32):
-            v = round_even((load(s + X + 64 * i) + below) * to_numbers)
-            store(s + LEVELS + 64 * i, hold(v, 0, most))
+        put_half(s, 2, negate(below))
         put(s)
 
     return quantize

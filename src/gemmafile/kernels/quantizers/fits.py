@@ -70,7 +70,8 @@ def sum_of_squares(x, n):
 
 
 def scale_fitter(n: int, half: int) -> Any:
-    """fit(x, w): the scale of n weights that whole numbers from -half to half - 1 stand for; 0 for all zeros."""
+    """fit(x, w, q): the scale of n weights that whole numbers from -half to half - 1 stand for; 0 for all zeros. The
+    numbers, each plus half, go to q; zeros for all zeros."""
 
     @simd.device
     def try_scale(x, w, to_numbers):
@@ -82,9 +83,10 @@ def scale_fitter(n: int, half: int) -> Any:
         return products, squares
 
     @simd.device
-    def fit(x, w):
+    def fit(x, w, q):
         largest = largest_of(x, n)
-        products, squares = try_scale(x, w, number(-half) / largest)
+        chosen = number(-half) / largest
+        products, squares = try_scale(x, w, chosen)
         scale = select(not_equal(squares, number(0)), products / squares, number(0))
         best = scale * products
         for step in range(-9, 10):
@@ -94,7 +96,12 @@ def scale_fitter(n: int, half: int) -> Any:
                 is_better = both(greater(squares, number(0)), greater(products * products, best * squares))
                 scale = select(is_better, products / squares, scale)
                 best = select(is_better, scale * products, best)
-        return select(less(absolute(largest), number(ALL_ZERO)), number(0), scale)
+                chosen = select(is_better, to_numbers, chosen)
+        is_zero = less(absolute(largest), number(ALL_ZERO))
+        for i in range(n):
+            number_i = hold(round_even(chosen * load(x + 64 * i)), -half, half - 1) + number(half)
+            store(q + 64 * i, select(is_zero, number(0), number_i))
+        return select(is_zero, number(0), scale)
 
     return fit
 
@@ -103,7 +110,7 @@ def scale_and_minimum_fitter(
     n: int, most: int, first: float, step: float, n_steps: int, *, by_magnitude: bool = False
 ) -> Any:
     """fit(x, w, q): (scale, -minimum) of n weights that numbers from 0 to `most` stand for, times scale, plus minimum,
-    which is not above 0. `q` is room for n rows.
+    which is not above 0. The numbers go to q.
 
     first, step, n_steps  candidates put first, first + step ... more than `most` steps between minimum and maximum
     by_magnitude          the loss is of |difference|, not of its square
@@ -124,6 +131,7 @@ def scale_and_minimum_fitter(
         lowest, is_flat = low, equal(low, high)
         to_numbers = number(most) / (high - low)
         scale, best = number(1) / to_numbers, number(0)
+        chosen, chosen_low = to_numbers, low
         for i in range(n):
             v = load(x + 64 * i)
             number_i = hold(round_even(to_numbers * (v - low)), 0, most)
@@ -148,7 +156,11 @@ def scale_and_minimum_fitter(
                 loss = loss + load(w + 64 * i) * loss_of(new_scale * load(q + 64 * i) + new_low - load(x + 64 * i))
             is_better = both(greater(determinant, number(0)), less(loss, best))
             best = select(is_better, loss, best)
+            chosen, chosen_low = select(is_better, to_numbers, chosen), select(is_better, low, chosen_low)
             scale, low = select(is_better, new_scale, scale), select(is_better, new_low, low)
+        for i in range(n):
+            number_i = hold(round_even(chosen * (load(x + 64 * i) - chosen_low)), 0, most)
+            store(q + 64 * i, select(is_flat, number(0), number_i))
         return select(is_flat, number(0), scale), negate(select(is_flat, lowest, low))
 
     return fit
@@ -210,8 +222,8 @@ def descent_fitter(n: int, half: int, n_runs: int) -> Any:
     """fit(x, q, products, squares): scales of n_runs runs of n weights, one behind the other, that whole numbers from
     -half to half - 1 stand for, found by moving one number at a time; a weight's importance is its square.
 
-    q has room for n rows for each run, `products` and `squares` for one; run r's scale is left in row r of `products`.
-    The runs take turns, as each step of one waits for its last.
+    q has room for n rows for each run, `products` and `squares` for one; run r's scale is left in row r of `products`,
+    its numbers, each plus half, in q (zeros for all zeros). The runs take turns: each step of one waits for its last.
     """
 
     @simd.device
@@ -260,5 +272,8 @@ def descent_fitter(n: int, half: int, n_runs: int) -> Any:
             scale = select(greater(total, number(0)), load(products + 64 * r) / total, number(0))
             is_zero = less(absolute(largest_of(x + 64 * n * r, n)), number(ALL_ZERO))
             store(products + 64 * r, select(is_zero, number(0), scale))
+            for i in range(n):
+                at = q + 64 * (n * r + i)
+                store(at, select(is_zero, number(0), load(at) + number(half)))
 
     return fit

@@ -92,7 +92,7 @@ def _make_plain(n: int, most: int, most_scale: int, fit: Any, weigh: Any, put: A
         for j in range(n_sub):
             x, w = s + X + 64 * n * j, s + W
             weigh(x, w)
-            scale, minimum = fit(x, w, s + LEVELS)
+            scale, minimum = fit(x, w, s + LEVELS + 64 * n * j)
             store(s + SCALES + 64 * j, scale)
             store(s + MINIMA + 64 * j, minimum)
         step = to_numbers(s, SCALES, SCALE_NUMBERS)
@@ -120,7 +120,7 @@ def _make_weighted(n: int, most: int, most_scale: int, mean_factor: int, put: An
                 store(w + 64 * i, weight)
                 total = total + weight
             store(s + WEIGHTS + 64 * j, total)
-            scale, minimum = fit(x, w, s + LEVELS)
+            scale, minimum = fit(x, w, s + LEVELS + 64 * n * j)
             store(s + SCALES + 64 * j, scale)
             store(s + MINIMA + 64 * j, minimum)
         step = fit_numbers(s + SCALES, s + WEIGHTS, s + SCALE_NUMBERS)
@@ -130,7 +130,8 @@ def _make_weighted(n: int, most: int, most_scale: int, mean_factor: int, put: An
 
 
 def _make_finish(n: int, most: int, put: Any) -> Any:
-    """finish(s, step, minimum_step): round the weights with the sub-blocks' numbers, and put the bytes."""
+    """finish(s, step, minimum_step): round the weights with the sub-blocks' numbers, and put the bytes. Where a scale
+    came to nothing, the fit's numbers stay."""
 
     @device
     def finish(s, step, minimum_step):
@@ -141,7 +142,7 @@ def _make_finish(n: int, most: int, put: Any) -> Any:
             for i in range(n):
                 at = 64 * (n * j + i)
                 v = round_even((load(s + X + at) + minimum) / scale)
-                store(s + LEVELS + at, select(is_zero, number(0), hold(v, 0, most)))
+                store(s + LEVELS + at, select(is_zero, load(s + LEVELS + at), hold(v, 0, most)))
         put(s, step, minimum_step)
 
     return finish

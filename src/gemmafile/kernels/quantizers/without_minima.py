@@ -65,7 +65,8 @@ def _keep(x, w):
 
 
 def _make_finish(half: int, put: Any) -> Any:
-    """finish(s, step): round the weights with the sub-blocks' numbers, and put the bytes."""
+    """finish(s, step): round the weights with the sub-blocks' numbers, and put the bytes. Where a scale came to
+    nothing, the fit's numbers stay."""
 
     @device
     def finish(s, step):
@@ -75,7 +76,7 @@ def _make_finish(half: int, put: Any) -> Any:
             for i in range(16):
                 at = 64 * (16 * j + i)
                 v = hold(round_even(load(s + X + at) / scale), -half, half - 1)
-                store(s + LEVELS + at, select(is_zero, number(0), v + number(half)))
+                store(s + LEVELS + at, select(is_zero, load(s + LEVELS + at), v + number(half)))
         put(s, step)
 
     return finish
@@ -89,13 +90,15 @@ def _make_q6_k(weigh: Any) -> Any:
         for j in range(16):
             x, w = s + X + 1024 * j, s + W + 1024 * j
             weigh(x, w)
-            store(s + SCALES + 64 * j, fit(x, w))
+            store(s + SCALES + 64 * j, fit(x, w, s + LEVELS + 1024 * j))
         largest = fits.largest_of(s + SCALES, 16)
         is_zero = less(absolute(largest), number(fits.ALL_ZERO))
         to_numbers = number(-128) / largest
         for j in range(16):
             v = hold(round_even(to_numbers * load(s + SCALES + 64 * j)), -128, 127)
             store(s + NUMBERS + 64 * j, select(is_zero, number(0), v))
+        for i in range(256):
+            store(s + LEVELS + 64 * i, select(is_zero, number(0), load(s + LEVELS + 64 * i)))
         finish(s, select(is_zero, number(0), number(1) / to_numbers))
 
     return quantize
@@ -107,7 +110,7 @@ def _make_q3_k() -> Any:
     @device
     def quantize(s):
         for j in range(0, 16, 8):
-            fit(s + X + 1024 * j, s + LEVELS, s + SCALES + 64 * j, s + WEIGHTS)
+            fit(s + X + 1024 * j, s + LEVELS + 1024 * j, s + SCALES + 64 * j, s + WEIGHTS)
         largest = fits.largest_of(s + SCALES, 16)
         is_some = not_equal(largest, number(0))
         to_numbers = number(-32) / largest
@@ -135,11 +138,10 @@ def _make_q3_k_weighted() -> Any:
                 store(w + 64 * i, weight)
                 total = total + weight
             store(s + WEIGHTS + 64 * j, total)
-            store(s + SCALES + 64 * j, fit(x, w))
-        step = fit_numbers(s + SCALES, s + WEIGHTS)
+            store(s + SCALES + 64 * j, fit(x, w, s + LEVELS + 1024 * j))
+        step = fit_numbers(s + SCALES, s + WEIGHTS, s + NUMBERS)
         for j in range(16):
-            v = hold(round_even(load(s + SCALES + 64 * j) / step), -32, 31)
-            store(s + NUMBERS + 64 * j, select(equal(step, number(0)), number(-32), v))
+            store(s + NUMBERS + 64 * j, load(s + NUMBERS + 64 * j) - number(32))
         finish(s, step)
 
     return quantize
