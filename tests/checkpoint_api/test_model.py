@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from gemmafile.checkpoint_api.model import CausalLM
 from gemmafile.checkpoint_api.tokenizer import CardTokenizer
 from gemmafile.errors import BadFile, BadSettings, ContextOverflow
 from gemmafile.files.formats import format_by_name
+from gemmafile.files.huggingface.checkpoint import Checkpoint
 from gemmafile.files.tensors import TensorInfo
 from tests.checkpoints import write_checkpoint
 from tests.files.huggingface.test_checkpoint import small
@@ -359,3 +361,96 @@ def test_mistakes_are_told(case: str, model: CausalLM, tokenizer: CardTokenizer)
     call, words = WRONG[case]
     with pytest.raises((BadSettings, BadFile, ContextOverflow), match=words):
         call(model, tokenizer)
+
+
+# --- weights, and saving ----------------------------------------------------------------------------------------------
+
+
+def test_weights_by_name_are_the_files(folder: Path, model: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    stored = open_tensors(folder)
+    state = model.state_dict()
+    assert set(state) == {*stored, "lm_head.weight"}
+    assert [name for name, _ in model.named_parameters()] == [name for name in state if name != "lm_head.weight"]
+    for name, values in model.named_parameters():
+        assert np.allclose(values, stored[name], rtol=0, atol=1e-6)
+        assert not values.flags.writeable
+    assert model.num_parameters() == sum(values.size for values in model.parameters())
+    n_embedding = stored["model.embed_tokens.weight"].size
+    assert model.num_parameters(exclude_embeddings=True) == model.num_parameters() - n_embedding
+    assert (model.num_parameters(only_trainable=True), list(model.buffers())) == (0, [])
+    with pytest.raises(KeyError):
+        state["model.layers.99.mlp.up_proj.weight"]
+
+
+def open_tensors(folder: Path) -> dict[str, np.ndarray]:
+    with Checkpoint(folder) as file:
+        found = {}
+        for name, stored in file.folder.tensors.items():
+            raw = file.folder.maps[stored.path][stored.offset : stored.offset + stored.n_bytes].tobytes()
+            bits = np.frombuffer(raw, "<u2").astype(np.uint32) << 16
+            found[name] = bits.view(np.float32).reshape(stored.shape)
+        return found
+
+
+def test_types_change_in_place(folder: Path) -> None:
+    model, ids = load(folder), [[2, 300, 301]]
+    before = model(ids).logits
+    assert model.bfloat16() is model
+    assert model.half()._dtype == "F16"
+    assert {i.format.name for i in model.model.file.tensors.values() if len(i.shape) == 2} == {"F16"}
+    assert next(model.parameters()).dtype is not None
+    whole = load(folder, dtype="float32")
+    assert np.array_equal(model.to("cpu", dtype="float32")(ids).logits, whole(ids).logits)
+    assert np.array_equal(model.to(np.float32)(ids).logits, whole(ids).logits)
+    assert np.array_equal(load(folder)(ids).logits, before)
+    with pytest.raises(BadSettings, match="expected float32"):
+        model.to(dtype="float8")
+    small_one = load(folder, load_in_8bit=True)
+    with pytest.raises(BadSettings, match="quantised"):
+        small_one.half()
+    assert small_one.generate(ids, max_new_tokens=2).shape == (1, 5), "still open"
+    for opened in (model, whole, small_one):
+        opened.close()
+
+
+def test_what_is_saved_opens_again(folder: Path, tokenizer: CardTokenizer, tmp_path: Path) -> None:
+    model, ids = load(folder), [[2, 300, 301]]
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "a")
+    model.save_pretrained(tmp_path / "a", max_shard_size="40KB")
+    assert len(list((tmp_path / "a").glob("model-*.safetensors"))) > 2
+    model.save_pretrained(tmp_path / "a")
+    assert [p.name for p in (tmp_path / "a").glob("*safetensors*")] == ["model.safetensors"]
+    again, tokens = load(tmp_path / "a"), AutoTokenizer.from_pretrained(tmp_path / "a")
+    assert np.allclose(again(ids).logits, model(ids).logits, atol=1e-4)
+    assert greedy(again, ids) == greedy(model, ids)
+    assert tokens.encode("the other men") == tokenizer.encode("the other men")
+    again.save_pretrained(tmp_path / "a")  # where it was opened from
+    assert greedy(again, ids) == greedy(load(tmp_path / "a"), ids) == greedy(model, ids)
+    for words, options in (("pickle", {"safe_serialization": False}), ("5GB", {"max_shard_size": "5 bananas"})):
+        with pytest.raises(BadSettings, match=words):
+            model.save_pretrained(tmp_path / "b", **options)
+    with pytest.raises(BadSettings, match="is a file"):
+        model.save_pretrained(tmp_path / "a" / "config.json")
+
+
+def test_a_ggufs_tokenizer_is_saved_with_its_changes(tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(write_small(tmp_path / "model.gguf"))
+    tokenizer.pad_token, tokenizer.padding_side, tokenizer.chat_template = tokenizer.eos_token, "right", "{{ 'x' }}"
+    assert tokenizer.add_special_tokens({"unk_token": "<unk>"}) == 0
+    with pytest.raises(BadSettings, match="there is no token"):
+        tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    paths = tokenizer.save_pretrained(str(tmp_path / "saved"))
+    assert {Path(p).name for p in paths} >= {"tokenizer.json", "tokenizer.model", "tokenizer_config.json"}
+    table = json.loads((tmp_path / "saved/tokenizer_config.json").read_text())
+    assert (table["pad_token"], table["padding_side"], table["chat_template"]) == ("<eos>", "right", "{{ 'x' }}")
+
+
+def test_rows_are_padded_with_their_masks(tokenizer: CardTokenizer) -> None:
+    one, two = {"input_ids": [5, 6], "attention_mask": [0, 1]}, {"input_ids": [7, 8, 9], "attention_mask": [1, 1, 1]}
+    for padded in (tokenizer.pad([one, two]), tokenizer.pad({n: [one[n], two[n]] for n in one})):
+        assert padded["input_ids"] == [[0, 5, 6], [7, 8, 9]]
+        assert padded["attention_mask"] == [[0, 0, 1], [1, 1, 1]]
+    assert tokenizer.convert_ids_to_tokens([2, 300], skip_special_tokens=True) == [tokenizer.convert_ids_to_tokens(300)]
+    assert tokenizer.get_added_vocab()["<bos>"] == 2
+    assert tokenizer.num_special_tokens_to_add() == 1

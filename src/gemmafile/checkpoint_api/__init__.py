@@ -14,6 +14,7 @@ of the hub's. Arrays are torch's where torch is installed and "pt" is asked for,
     generation.py  how the next token is chosen          streamers.py   text while it is made
     model.py       the model                             sources.py     what a name means
     arguments.py   what from_pretrained is asked for     in_memory.py   weights in another format
+    weights.py     weights by name; saving
 """
 
 from gemmafile.checkpoint_api.arguments import BitsAndBytesConfig

@@ -20,6 +20,7 @@ from gemmafile.checkpoint_api.arrays import Device, Ids, Outputs, make_array, re
 from gemmafile.checkpoint_api.generation import DEFAULT_NEW_TOKENS, GenerationConfig, make_choice, process
 from gemmafile.checkpoint_api.in_memory import FLOATS
 from gemmafile.checkpoint_api.sources import find_path, say
+from gemmafile.checkpoint_api.weights import HoldsWeights
 from gemmafile.convert.to_checkpoint import TORCH_NAMES, config_json
 from gemmafile.errors import BadSettings, ContextOverflow, nearest
 from gemmafile.files.gguf import ModelFile
@@ -67,16 +68,19 @@ class AutoModelForCausalLM:
         check_devices(device_map)
         path = find_path(name, revision)
         own = {key: value for key, value in options.items() if key in _OWN and value is not None}
-        cache = {"cache_type_k": "f32", "cache_type_v": "f32"} if wanted == "F32" else {}
-        settings = from_fields(ContextSettings, {"backend": ATTENTION[attn_implementation], **cache, **own})
-        file = open_model(path, settings, say)
-        try:
-            changed = reformatted(file, bits, wanted)
-            n_sequences = options.get("n_sequences") or 1
-            return CausalLM(Model(path, settings, say, n_sequences=n_sequences, file=changed), wanted)
-        except BaseException:
-            file.close()
-            raise
+
+        def open_as(wanted: str | None) -> Model:
+            cache = {"cache_type_k": "f32", "cache_type_v": "f32"} if wanted == "F32" else {}
+            settings = from_fields(ContextSettings, {"backend": ATTENTION[attn_implementation], **cache, **own})
+            file = open_model(path, settings, say)
+            try:
+                changed = reformatted(file, bits, wanted)
+                return Model(path, settings, say, n_sequences=options.get("n_sequences") or 1, file=changed)
+            except BaseException:
+                file.close()
+                raise
+
+        return CausalLM(open_as(wanted), wanted, open_as)
 
 
 class Config(SimpleNamespace):
@@ -86,14 +90,14 @@ class Config(SimpleNamespace):
         return dict(vars(self))
 
 
-class CausalLM:
+class CausalLM(HoldsWeights):
     """A model in the shape of transformers': `generate`, a call for logits, `config`, `generation_config`.
 
     `model`  the Model underneath
     """
 
-    def __init__(self, model: Model, dtype: str | None = None):
-        self.model = model
+    def __init__(self, model: Model, dtype: str | None = None, reopen: Callable[[str], Model] | None = None):
+        self.model, self._reopen = model, reopen
         self.config = Config(**_read_config(model))
         self.generation_config = _read_generation(model)
         self._dtype = dtype or _own_dtype(model.file)
@@ -110,9 +114,11 @@ class CausalLM:
         return TORCH_NAMES[self._dtype] if torch is None else getattr(torch, TORCH_NAMES[self._dtype])
 
     def to(self, *place: Any, **options: Any) -> CausalLM:
-        """Itself; a device that is not the CPU is said to be missing."""
-        check_devices(next((p for p in place if isinstance(p, (str, int))), None))
-        return self
+        """Itself, its matrices in the type among the arguments; a device that is not the CPU is said to be missing."""
+        device = next((p for p in place if isinstance(p, (str, int)) or hasattr(p, "type")), options.get("device"))
+        check_devices(device)
+        dtype = read_dtype(next((p for p in place if p is not None and p is not device), options.get("dtype")))
+        return self if dtype is None else self._cast(dtype)
 
     def cuda(self, *place: Any) -> CausalLM:
         return self.to("cuda")
@@ -137,13 +143,6 @@ class CausalLM:
     @property
     def name_or_path(self) -> str:
         return str(self.model.file.path)
-
-    def num_parameters(self) -> int:
-        return sum(info.n_weights for info in self.model.file.tensors.values())
-
-    def get_memory_footprint(self) -> int:
-        """Bytes of all tensors as they are computed with."""
-        return sum(info.n_bytes for info in self.model.file.tensors.values())
 
     def close(self) -> None:
         self.model.close()

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from gemmafile.errors import BadFile
-from gemmafile.files.gguf import ModelFile
 from gemmafile.files.hub import pull_model, split_hub_name
-from gemmafile.files.open import open_model, split_member
+from gemmafile.files.open import split_member
 
 
 def find_path(name: str | PathLike[str], revision: str | None = None, **options: Any) -> Path | str:
@@ -24,10 +23,6 @@ def find_path(name: str | PathLike[str], revision: str | None = None, **options:
     if split_hub_name(text) is None:
         raise BadFile(text, "there is no such file or folder, and it is no name of the hub's (OWNER/REPO)")
     return pull_model(text, revision, say=say)
-
-
-def open_source(name: str | PathLike[str], revision: str | None = None) -> ModelFile:
-    return open_model(find_path(name, revision))
 
 
 def say(line: str) -> None:

@@ -8,19 +8,34 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from gemmafile.checkpoint_api.arrays import BatchEncoding, make_array, torch_if_loaded
-from gemmafile.checkpoint_api.sources import open_source
+from gemmafile.checkpoint_api.sources import find_path
+from gemmafile.checkpoint_api.weights import save_tokenizer
 from gemmafile.errors import BadSettings, nearest
+from gemmafile.files.open import open_model
 from gemmafile.text.chat import ChatTemplate
 from gemmafile.text.tokenizer import Tokenizer, load_tokenizer
-from gemmafile.text.vocabulary import BYTE
+from gemmafile.text.vocabulary import BYTE, CONTROL, UNKNOWN, USER_DEFINED
 
 SIDES = ("left", "right")
 _NOT_HERE = ("text_pair", "is_split_into_words", "return_offsets_mapping", "return_special_tokens_mask",
              "return_overflowing_tokens", "return_length")  # fmt: skip
 """Arguments that would change what comes out: they are refused, where others are ignored."""
+
+
+def _special(name: str) -> Any:
+    """A special token's text, by the attribute that is its id. Set to text that is no token: BadSettings."""
+
+    def read(self: CardTokenizer) -> str | None:
+        return self._text_of(getattr(self, name))
+
+    def write(self: CardTokenizer, text: str | None) -> None:
+        setattr(self, name, None if text is None else self._id_of(str(text)))
+
+    return property(read, write)
 
 
 class AutoTokenizer:
@@ -34,12 +49,13 @@ class AutoTokenizer:
 
         Other arguments of transformers (use_fast, trust_remote_code, ...) change nothing here.
         """
-        with open_source(name, revision) as file:
+        path = find_path(name, revision)
+        with open_model(path) as file:
             architecture = str(file.metadata.get("general.architecture", ""))
             tokenizer = load_tokenizer(file.metadata, file.path)
             context = file.metadata.get(f"{architecture}.context_length")
         found = CardTokenizer(tokenizer, architecture, padding_side, context if isinstance(context, int) else None)
-        found.name_or_path = str(name)
+        found.name_or_path, found._source = str(name), path
         return found
 
 
@@ -60,29 +76,13 @@ class CardTokenizer:
         self.bos_token_id, self.eos_token_id = tokenizer.bos_id, tokenizer.eos_id
         self.unk_token_id, self.pad_token_id = tokenizer.unk_id, tokenizer.pad_id
         self.name_or_path = (tokenizer.vocabulary.path and str(tokenizer.vocabulary.path)) or ""
+        self._source: Path | str | None = None
         self._templates: dict[tuple[str | None, str], ChatTemplate] = {}
 
     # --- special tokens ------------------------------------------------------------------------------------------
 
-    @property
-    def bos_token(self) -> str | None:
-        return self._text_of(self.bos_token_id)
-
-    @property
-    def eos_token(self) -> str | None:
-        return self._text_of(self.eos_token_id)
-
-    @property
-    def unk_token(self) -> str | None:
-        return self._text_of(self.unk_token_id)
-
-    @property
-    def pad_token(self) -> str | None:
-        return self._text_of(self.pad_token_id)
-
-    @pad_token.setter
-    def pad_token(self, text: str) -> None:
-        self.pad_token_id = self._id_of(text)
+    bos_token, eos_token = _special("bos_token_id"), _special("eos_token_id")
+    unk_token, pad_token = _special("unk_token_id"), _special("pad_token_id")
 
     @property
     def all_special_ids(self) -> list[int]:
@@ -112,14 +112,39 @@ class CardTokenizer:
         """Token -> id."""
         return {token: i for i, token in enumerate(self.tokenizer.vocabulary.tokens)}
 
+    def get_added_vocab(self) -> dict[str, int]:
+        """Control tokens and those that the model's makers put in: token -> id."""
+        vocabulary = self.tokenizer.vocabulary
+        kinds = (UNKNOWN, CONTROL, USER_DEFINED)
+        return {vocabulary.tokens[i]: i for i in range(len(self)) if vocabulary.types[i] in kinds}
+
+    def add_special_tokens(self, special_tokens_dict: Mapping[str, str], **ignored: Any) -> int:
+        """Names such as pad_token given to tokens that there are. Returns 0: none is new. Raises BadSettings."""
+        for name, text in special_tokens_dict.items():
+            if name not in ("bos_token", "eos_token", "unk_token", "pad_token"):
+                raise BadSettings(f"there is no {name!r} here: bos_token, eos_token, unk_token, pad_token")
+            setattr(self, name, text)
+        return 0
+
+    def num_special_tokens_to_add(self, pair: bool = False) -> int:
+        return len(self._encode("", True))
+
+    def save_pretrained(self, save_directory: str | PathLike[str], **ignored: Any) -> tuple[str, ...]:
+        """The tokenizer's files, with what was changed here; the paths written. Raises BadSettings, BadFile."""
+        if self._source is None:
+            raise BadSettings("the tokenizer came from no file, and cannot be saved")
+        return save_tokenizer(self, self._source, Path(save_directory))
+
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
         """The ids of tokens, the unknown token's for those there are not."""
         return self._id_or_unknown(tokens) if isinstance(tokens, str) else [self._id_or_unknown(t) for t in tokens]
 
-    def convert_ids_to_tokens(self, ids: int | Sequence[int]) -> Any:
-        one = _is_number(ids)
-        texts = [self.tokenizer.vocabulary.tokens[i] for i in self._checked([ids] if one else ids)]
-        return texts[0] if one else texts
+    def convert_ids_to_tokens(self, ids: int | Sequence[int], skip_special_tokens: bool = False) -> Any:
+        checked = self._checked([ids] if _is_number(ids) else ids)
+        if _is_number(ids):
+            return self.tokenizer.vocabulary.tokens[checked[0]]
+        kept = [i for i in checked if not (skip_special_tokens and self.tokenizer.is_control(i))]
+        return [self.tokenizer.vocabulary.tokens[i] for i in kept]
 
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
         """The text of tokens."""
@@ -181,19 +206,23 @@ class CardTokenizer:
         return tokens
 
     def pad(
-        self, encoded: Mapping[str, Any], padding: bool | str = True, max_length: int | None = None,
-        return_tensors: str | None = None, **ignored: Any,
+        self, encoded: Mapping[str, Any] | Sequence[Mapping[str, Any]], padding: bool | str = True,
+        max_length: int | None = None, return_tensors: str | None = None, **ignored: Any,
     ) -> BatchEncoding:  # fmt: skip
-        """Rows of ids brought to one length."""
+        """Rows of ids, or a list of encoded texts, brought to one length; masks that they have are kept."""
+        if isinstance(encoded, Sequence):
+            names = encoded[0].keys() if encoded else ("input_ids",)
+            encoded = {name: [one[name] for one in encoded] for name in names}
         rows = [list(map(int, row)) for row in encoded["input_ids"]]
-        return self._finish(rows, return_tensors, padding, False, max_length, None)
+        masks = [list(map(int, row)) for row in encoded.get("attention_mask", [])]
+        return self._finish(rows, return_tensors, padding, False, max_length, None, masks or None)
 
     def _encode(self, text: str, add_special: bool) -> list[int]:
         return self.tokenizer.encode(text, add_special=add_special, parse_special=True)
 
     def _finish(
         self, rows: list[list[int]], kind: str | None, padding: bool | str, truncation: bool, max_length: int | None,
-        side: str | None,
+        side: str | None, masks: list[list[int]] | None = None,
     ) -> BatchEncoding:  # fmt: skip
         left = (side or self.padding_side) == "left"
         is_used = max_length is not None and (truncation or padding == "max_length")
@@ -201,7 +230,7 @@ class CardTokenizer:
             raise BadSettings(f"max_length is {max_length!r:.60}, expected a whole number, 1 or more")
         if truncation and max_length is not None:
             rows = [row[:max_length] for row in rows]
-        masks = [[1] * len(row) for row in rows]
+        masks = [[1] * len(row) for row in rows] if masks is None else masks
         if padding and padding != "do_not_pad":
             if self.pad_token_id is None:
                 raise BadSettings("the model has no padding token: set tokenizer.pad_token = tokenizer.eos_token")

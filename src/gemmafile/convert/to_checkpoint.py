@@ -7,6 +7,7 @@ pieces; files have at most SHARD_BYTES of tensors, as transformers writes them.
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from gemmafile.kernels.formats_on import FORMAT_MODULES
 from gemmafile.model.config import ModelConfig, read_config
 
 SHARD_BYTES: Final = 5 * 10**9
+INDEX: Final = "model.safetensors.index.json"
+_WEIGHTS: Final = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 DTYPES: Final = {"F32": 4, "F16": 2, "BF16": 2}
 TORCH_NAMES: Final = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -46,21 +49,25 @@ class _Out:
 
 def write_checkpoint(
     file: ModelFile, folder: Path, dtype: str = "auto", on_bytes: Callable[[int], None] = lambda n: None,
-    shard_bytes: int = SHARD_BYTES,
+    shard_bytes: int = SHARD_BYTES, *, replace: bool = False, tokenizer: bool = True,
+    generation: dict[str, Any] | None = None,
 ) -> None:  # fmt: skip
     """Write the checkpoint into `folder`, which is made; the configuration last, so an unfinished one does not open.
 
-    `dtype`  F32, F16, BF16, or auto: F32 for a model of F32, F16 for one of F16, else BF16
+    dtype       F32, F16, BF16, or auto: F32 for a model of F32, F16 for one of F16, else BF16
+    replace     the folder may hold something; what this writes, and all weights, are replaced
+    tokenizer   whether its files are written · generation  generation_config.json, if not made from the model's keys
     Raises BadSettings for a folder that holds something, UnsupportedModel for what has no place in a checkpoint.
     """
     config = read_config(file)
     dtype = _choose_dtype(file, dtype)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not replace and (not folder.is_dir() or any(folder.iterdir())):
         raise BadSettings(f"{folder} is there already, and not an empty folder")
     table = config_json(file, config, dtype)
     outs = [_find_out(file, config, info, dtype) for info in file.tensors.values() if info.name != "rope_freqs.weight"]
     folder.mkdir(parents=True, exist_ok=True)
-    _write_tokenizer(file, folder)
+    if tokenizer:
+        write_tokenizer(file, folder)
     shards = _shards(outs, shard_bytes)
     weight_map: dict[str, str] = {}
     for i, shard in enumerate(shards):
@@ -69,14 +76,25 @@ def write_checkpoint(
         weight_map |= {out.name: name for out in shard}
     if len(shards) > 1:
         total = {"total_size": sum(out.n_bytes for out in outs)}
-        _write_json(folder / "model.safetensors.index.json", {"metadata": total, "weight_map": weight_map})
+        _write_json(folder / INDEX, {"metadata": total, "weight_map": weight_map})
+    if replace:
+        _remove_others(folder, set(weight_map.values()) | ({INDEX} if len(shards) > 1 else set()))
+    _write_json(folder / "generation_config.json", _generation_json(file) if generation is None else generation)
+    _write_json(folder / "config.json", table)
+
+
+def _remove_others(folder: Path, written: set[str]) -> None:
+    """The weights that were there before, which would be read beside the new ones."""
+    for path in folder.iterdir():
+        if path.name not in written and (path.name == INDEX or _WEIGHTS.fullmatch(path.name)):
+            path.unlink()
+
+
+def _generation_json(file: ModelFile) -> dict[str, Any]:
     ids = {name: file.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "eot")}
     ends = sorted({i for i in (ids["eos"], ids["eot"]) if i is not None})
     generation = {"bos_token_id": ids["bos"], "eos_token_id": ends[0] if len(ends) == 1 else ends}
-    _write_json(
-        folder / "generation_config.json", {key: value for key, value in generation.items() if value not in (None, [])}
-    )
-    _write_json(folder / "config.json", table)
+    return {key: value for key, value in generation.items() if value not in (None, [])}
 
 
 def exported_bytes(file: ModelFile, dtype: str = "auto") -> int:
@@ -175,8 +193,8 @@ def _llama3_scaling(file: ModelFile, config: ModelConfig) -> dict[str, Any] | No
     raise UnsupportedModel(file.path, "are no scaling that config.json has", field="tensor 'rope_freqs.weight'")
 
 
-def _write_tokenizer(file: ModelFile, folder: Path) -> None:
-    """Nothing for a model without a vocabulary."""
+def write_tokenizer(file: ModelFile, folder: Path) -> None:
+    """tokenizer.json, tokenizer_config.json, and tokenizer.model of SentencePiece; nothing without a vocabulary."""
     metadata = file.metadata
     if "tokenizer.ggml.tokens" not in metadata:
         return
@@ -244,7 +262,7 @@ def _write_safetensors(
     with replace_file(path) as target:
         target.write(struct.pack("<Q", len(text)) + text)
         for out in outs:
-            for values in _pieces(file, config, out):
+            for values in read_pieces(file, config, out.info):
                 piece = _encode(values, out.dtype)
                 if piece is None:
                     what = f"holds a number that is infinite, NaN, or too large for {out.dtype}"
@@ -253,9 +271,9 @@ def _write_safetensors(
                 on_bytes(len(piece))
 
 
-def _pieces(file: ModelFile, config: ModelConfig, out: _Out) -> Iterator[np.ndarray]:
+def read_pieces(file: ModelFile, config: ModelConfig, info: TensorInfo) -> Iterator[np.ndarray]:
     """The tensor's numbers, float32, in Hugging Face's layout, some rows at a time."""
-    info, module = out.info, FORMAT_MODULES[out.info.format.name]
+    module = FORMAT_MODULES[info.format.name]
     data = file.data(info.name)
     if len(info.shape) == 1:
         values = module.dequantize(data)
