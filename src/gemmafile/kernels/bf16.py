@@ -27,6 +27,7 @@ from gemmafile.kernels.streams import (
     WEIGHTS,
     N,
     make_chunks,
+    make_take,
 )  # fmt: skip
 
 STEPS, LANES = 8, 16
@@ -259,7 +260,7 @@ def make_gather() -> Any:
 def _make_matmul() -> Callable[..., None]:
     from gemmafile.kernels import emit, simd, tiles
 
-    load, atomic_add = simd.load_i64, simd.atomic_add
+    load, take = simd.load_i64, make_take()
     tile = tiles.WeightTile(0)
     zero, load_tile, store_tile = tile.zero_floats, tile.load, tile.store
     add_lane = emit.make(tile.floats, [tile.floats, emit.address, emit.address, emit.address], _make_add_lane(tile))
@@ -277,7 +278,7 @@ def _make_matmul() -> Callable[..., None]:
         panel = unpacked + _UNPACKED
         before = flush()
         while True:
-            first = PANEL_ROWS * atomic_add(op + NEXT, 1)
+            first = take(op, shared, PANEL_ROWS, n)
             if first >= n or tokens == 0:
                 break
             start = 0
@@ -339,7 +340,7 @@ def _make_matmul_amx() -> Callable[..., None]:
     store0, store1, store2, store3 = (unit.store(i) for i in range(4))
     dot0, dot1 = unit.dot_bf16(0, 4, 6), unit.dot_bf16(1, 4, 7)
     dot2, dot3 = unit.dot_bf16(2, 5, 6), unit.dot_bf16(3, 5, 7)
-    load, atomic_add, quotient = simd.load_i64, simd.atomic_add, simd.quotient
+    load, take, quotient = simd.load_i64, make_take(), simd.quotient
     gather, transpose = make_gather(), tiles.transposer([2 * STEPS * 64 * i for i in range(16)], apart)
 
     @simd.device
@@ -359,12 +360,11 @@ def _make_matmul_amx() -> Callable[..., None]:
         if tokens == 0:
             return
         config = load(shared + SCRATCH) + thread * load(shared + SCRATCH_BYTES)
-        unpacked = config + 64
-        panel = unpacked + _UNPACKED
+        unpacked, panel = config + 64, config + 64 + _UNPACKED
         write_config(config)
         configure(config)
         while True:
-            task = TASK_ROWS * atomic_add(op + NEXT, 1)
+            task = take(op, shared, TASK_ROWS, n)
             if task >= n:
                 break
             start = 0

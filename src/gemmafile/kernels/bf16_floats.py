@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from gemmafile.kernels.ops import NEXT, ROWS, SCRATCH, SCRATCH_BYTES
+from gemmafile.kernels.ops import ROWS, SCRATCH, SCRATCH_BYTES
 from gemmafile.kernels.packing import BF16_CHUNK, TOKEN_TILE
-from gemmafile.kernels.streams import COLUMNS, OUT, OUT_STRIDE, PACKED, ROW_BYTES, WEIGHTS, N
+from gemmafile.kernels.streams import COLUMNS, OUT, OUT_STRIDE, PACKED, ROW_BYTES, WEIGHTS, N, make_take
 
 STEPS, LANES, PANEL_ROWS = 8, 16, 32
 _UNPACKED = 16 * 64
@@ -28,7 +28,7 @@ def make_matmul() -> Callable[..., None]:
     from gemmafile.kernels.bf16 import flushing, make_gather
     from gemmafile.kernels.tiles import transposer
 
-    load, atomic_add, prefetch = simd.load_i64, simd.atomic_add, simd.prefetcher(2 * BF16_CHUNK)
+    load, take, prefetch = simd.load_i64, make_take(), simd.prefetcher(2 * BF16_CHUNK)
     tile = _Tile()
     zero, load_tile, store_tile, add_lane, widen = tile.zero, tile.load, tile.store, tile.add_lane, tile.widen
     tile_rows = 2 * tile.width
@@ -47,7 +47,7 @@ def make_matmul() -> Callable[..., None]:
         wide = panel + 2 * _HALF
         before = flush()
         while True:
-            first = PANEL_ROWS * atomic_add(op + NEXT, 1)
+            first = take(op, shared, PANEL_ROWS, n)
             if first >= n or tokens == 0:
                 break
             start = 0

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gemmafile.kernels.ops import NEXT, ROWS
+from gemmafile.kernels.ops import ROWS
 from gemmafile.kernels.packing import TOKEN_TILE
-from gemmafile.kernels.streams import COLUMNS, OUT, OUT_STRIDE, PACKED, PACKED_STRIDE, ROW_BYTES, WEIGHTS, N
+from gemmafile.kernels.streams import COLUMNS, OUT, OUT_STRIDE, PACKED, PACKED_STRIDE, ROW_BYTES, WEIGHTS, N, make_take
 
 CHUNK_STEPS = 64
 SIZES = {"f32": (16, 4, 4), "f16": (16, 2, 4)}
@@ -32,7 +32,7 @@ def _make(kind: str, tile_tokens: int, chunk_rows: int) -> Callable[..., None]:
     from gemmafile.kernels import simd
     from gemmafile.kernels.tiles import DotTile
 
-    load, atomic_add = simd.load_i64, simd.atomic_add
+    load, take = simd.load_i64, make_take()
     columns_a_step, weight_bytes, input_bytes = SIZES[kind]
     tile = DotTile(tile_tokens, kind)
     zero, step, step_part, finish = tile.zero, tile.step, tile.step_part, tile.finish
@@ -47,7 +47,7 @@ def _make(kind: str, tile_tokens: int, chunk_rows: int) -> Callable[..., None]:
         out_stride = load(op + OUT_STRIDE)
         x_stride = load(op + PACKED_STRIDE)
         while True:
-            first = chunk_rows * atomic_add(op + NEXT, 1)
+            first = take(op, shared, chunk_rows, n)
             if first >= n or tokens == 0:
                 return
             start = 0

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from gemmafile.kernels.ops import NEXT, ROWS, SCRATCH, SCRATCH_BYTES
+from gemmafile.kernels.ops import ROWS, SCRATCH, SCRATCH_BYTES
 from gemmafile.kernels.packing import QUAD_BYTES, QUAD_D, QUAD_D_SUMS, QUAD_MINUS_SUMS
 from gemmafile.kernels.streams import (
     AHEAD_BYTES,
@@ -30,6 +30,7 @@ from gemmafile.kernels.streams import (
     WEIGHTS,
     N,
     make_matvec,
+    make_take,
 )  # fmt: skip
 
 PANEL_QUADS = 4
@@ -223,7 +224,7 @@ def _make_matmul(f: Quad) -> Callable[..., None]:
     from gemmafile.kernels import emit, simd
     from gemmafile.kernels.tiles import WeightTile, transposer, words_apart
 
-    load, load_f16, store_f32, atomic_add = simd.load_i64, simd.load_f16, simd.store_f32, simd.atomic_add
+    load, load_f16, store_f32, take = simd.load_i64, simd.load_f16, simd.store_f32, make_take()
     quotient, prefetch, store_bytes, hidden = simd.quotient, simd.prefetch, simd.store_u8x64, simd.hidden
     bytes_, added_at, halves = f.bytes, f.added or 0, f.halves
     is_added_to = f.added is not None
@@ -295,7 +296,7 @@ def _make_matmul(f: Quad) -> Callable[..., None]:
         d_panels = panels + PANEL_QUADS * _PANEL
         wide = d_panels + PANEL_QUADS * 2 * _SCALES
         while True:
-            first = CHUNK_ROWS * atomic_add(op + NEXT, 1)
+            first = take(op, shared, CHUNK_ROWS, n)
             if first >= n:
                 return
             quad = 0

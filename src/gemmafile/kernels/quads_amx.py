@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from gemmafile.kernels.ops import NEXT, ROWS, SCRATCH, SCRATCH_BYTES
+from gemmafile.kernels.ops import ROWS, SCRATCH, SCRATCH_BYTES
 from gemmafile.kernels.packing import QUAD_BYTES, QUAD_D, QUAD_D_SUMS
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ SCRATCH_NEEDED = 64 + _UNPACKED + 2 * PANEL_QUADS * (_PANEL + 2 * _D) + 2 * _SUM
 
 def make_matmul(f: Quad) -> Callable[..., None]:
     from gemmafile.kernels import amx, emit, simd
-    from gemmafile.kernels.streams import COLUMNS, OUT, OUT_STRIDE, PACKED, ROW_BYTES, WEIGHTS, N
+    from gemmafile.kernels.streams import COLUMNS, OUT, OUT_STRIDE, PACKED, ROW_BYTES, WEIGHTS, N, make_take
     from gemmafile.kernels.tiles import transposer
 
     unit = amx.tiles()
@@ -41,7 +41,7 @@ def make_matmul(f: Quad) -> Callable[..., None]:
     store0, store1, store2, store3 = (unit.store(i) for i in range(4))
     load4, load5, load6 = (unit.load(i) for i in range(4, 7))
     dot0, dot1, dot2, dot3 = unit.dot(0, 4, 6), unit.dot(1, 5, 6), unit.dot(2, 4, 6), unit.dot(3, 5, 6)
-    load, load_f16, store_f32, atomic_add = simd.load_i64, simd.load_f16, simd.store_f32, simd.atomic_add
+    load, load_f16, store_f32, take = simd.load_i64, simd.load_f16, simd.store_f32, make_take()
     quotient, remainder, store_bytes = simd.quotient, simd.remainder, simd.store_u8x64
     fetch_results = simd.row_prefetcher(4, 4 * CHUNK_ROWS, level=1)
     bytes_, added_at, halves = f.bytes, f.added or 0, f.halves
@@ -125,7 +125,7 @@ def make_matmul(f: Quad) -> Callable[..., None]:
         write_config(config)
         configure(config)
         while True:
-            task = TASK_ROWS * atomic_add(op + NEXT, 1)
+            task = take(op, shared, TASK_ROWS, n)
             if task >= n:
                 break
             quad = 0

@@ -48,6 +48,28 @@ def make_chunks() -> tuple[Any, Any]:
     return large_rows, bounds
 
 
+def make_take() -> Any:
+    """take(op, shared, rows, n): the first of the next so many of n rows, n or more when all are taken.
+
+    The threads take them from parts of the matrix that are far apart: beside each other they would write neighbouring
+    results of every token, and each would have fetched what the other is about to change.
+    """
+    from gemmafile.kernels import simd
+
+    load, atomic_add, quotient, remainder = simd.load_i64, simd.atomic_add, simd.quotient, simd.remainder
+
+    @simd.device
+    def take(op, shared, rows, n):
+        i, n_tasks, n_threads = atomic_add(op + NEXT, 1), quotient(n + rows - 1, rows), load(shared + N_THREADS)
+        if i >= n_tasks:
+            return n
+        part, whole = remainder(i, n_threads), quotient(n_tasks, n_threads)
+        # A part has `whole` tasks; the first ones have one more.
+        return rows * (part * whole + min(part, n_tasks - whole * n_threads) + quotient(i, n_threads))
+
+    return take
+
+
 def make_matvec(walks: Sequence[Any], block_columns: int, block_bytes: int, token_bytes: int) -> Callable[..., None]:
     """A matvec of the walks for 1 to 4 tokens:
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from gemmafile.kernels.ops import NEXT, ROWS, SCRATCH, SCRATCH_BYTES
+from gemmafile.kernels.ops import ROWS, SCRATCH, SCRATCH_BYTES
 from gemmafile.kernels.packing import (
     SUPER_BYTES,
     SUPER_D,
@@ -34,6 +34,7 @@ from gemmafile.kernels.streams import (
     WEIGHTS,
     N,
     make_matvec,
+    make_take,
 )  # fmt: skip
 from gemmafile.kernels.superblock_streams import Stream, make_walk
 
@@ -89,7 +90,7 @@ def _make_matmul(f: SuperBlock) -> Callable[..., None]:
     from gemmafile.kernels import emit, simd
     from gemmafile.kernels.tiles import WeightTile, transposer, words_apart, words_twice
 
-    load, load_f16, store_f32, atomic_add = simd.load_i64, simd.load_f16, simd.store_f32, simd.atomic_add
+    load, load_f16, store_f32, take = simd.load_i64, simd.load_f16, simd.store_f32, make_take()
     quotient, prefetch, hidden = simd.quotient, simd.prefetch, simd.hidden
     store_bytes, store_ints = simd.store_u8x64, simd.store_i32x16
     bytes_, d_at, min_at, chunk, scales = f.bytes, f.d, f.min_scale, f.chunk, f.scales or no_scales()
@@ -222,7 +223,7 @@ def _make_matmul(f: SuperBlock) -> Callable[..., None]:
         d_panels = scale_panels + PANEL_BLOCKS * _SCALES
         wide = d_panels + PANEL_BLOCKS * 2 * _D
         while True:
-            first = CHUNK_ROWS * atomic_add(op + NEXT, 1)
+            first = take(op, shared, CHUNK_ROWS, n)
             if first >= n:
                 return
             block = 0

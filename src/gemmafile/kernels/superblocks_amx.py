@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from gemmafile.kernels.ops import NEXT, ROWS, SCRATCH, SCRATCH_BYTES
+from gemmafile.kernels.ops import ROWS, SCRATCH, SCRATCH_BYTES
 from gemmafile.kernels.packing import SUPER_BYTES, SUPER_D, SUPER_SUMS_16, SUPER_SUMS_32
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ SCRATCH_NEEDED = 64 + _UNPACKED + 2 * PANEL_BLOCKS * (2 * _PANEL + _META) + 3 * 
 
 def make_matmul(f: SuperBlock) -> Callable[..., None]:
     from gemmafile.kernels import amx, simd
-    from gemmafile.kernels.streams import COLUMNS, OUT, OUT_STRIDE, PACKED, ROW_BYTES, WEIGHTS, N
+    from gemmafile.kernels.streams import COLUMNS, OUT, OUT_STRIDE, PACKED, ROW_BYTES, WEIGHTS, N, make_take
     from gemmafile.kernels.superblocks import no_scales
     from gemmafile.kernels.tiles import transposer
 
@@ -45,7 +45,7 @@ def make_matmul(f: SuperBlock) -> Callable[..., None]:
     store0, store1, store2, store3 = (unit.store(i) for i in range(4))
     load4, load5, load6, load7 = (unit.load(i) for i in range(4, 8))
     dot0, dot1, dot2, dot3 = unit.dot(0, 4, 6), unit.dot(1, 5, 6), unit.dot(2, 4, 7), unit.dot(3, 5, 7)
-    load, load_f16, store_f32, atomic_add = simd.load_i64, simd.load_f16, simd.store_f32, simd.atomic_add
+    load, load_f16, store_f32, take = simd.load_i64, simd.load_f16, simd.store_f32, make_take()
     quotient, remainder, store_bytes, store_ints = simd.quotient, simd.remainder, simd.store_u8x64, simd.store_i32x16
     bytes_, d_at, min_at, chunk, scales = f.bytes, f.d, f.min_scale, f.chunk, f.scales or no_scales()
     has_minimum = f.sub_minima > 0
@@ -119,7 +119,7 @@ def make_matmul(f: SuperBlock) -> Callable[..., None]:
         write_config(config)
         configure(config)
         while True:
-            task = TASK_ROWS * atomic_add(op + NEXT, 1)
+            task = take(op, shared, TASK_ROWS, n)
             if task >= n:
                 break
             block = 0
