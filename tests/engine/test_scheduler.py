@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 from dataclasses import replace
@@ -354,6 +355,36 @@ def test_at_rest_memory_is_what_it_was_at_the_start(folder: Path) -> None:
     everyone.finish()
     assert everyone.ends[99].timings.cache_n >= len(last) - 2  # type: ignore[union-attr]
     engine.close()
+
+
+def test_at_rest_values_take_no_memory_and_the_next_answer_is_the_same(tmp_path: Path) -> None:
+    """Buffers of a pass are given back, those in shared memory and those in pages of the process's own."""
+    engine = open_preset(tmp_path, "gemma2", n_sequences=4, ubatch=512, sizes={"feed_forward_dim": 4096})
+    everyone = crowd(engine, Table(engine.config.n_vocab, ()), n_slots=4, idle_bytes=0)
+    everyone.scheduler.rest()
+    before = resident_bytes()
+    jobs = [Job(i, ids_of(i, 700, engine.config.n_vocab), GREEDY, n_predict=6, cache_prompt=False) for i in range(3)]
+    everyone.submit(*jobs)
+    everyone.finish()
+    assert resident_bytes() > before + (8 << 20)  # 512 rows of 4,096 numbers alone
+    everyone.scheduler.rest()
+    assert resident_bytes() < before + (2 << 20)
+    for again in (jobs[::-1], jobs):
+        after = Crowd(everyone.scheduler)
+        for job in again:
+            after.submit(job)
+            after.finish()
+            everyone.scheduler.rest()
+        assert after.tokens == everyone.tokens
+    engine.close()
+
+
+def resident_bytes() -> int:
+    """Of this process's anonymous and shared memory."""
+    if not os.path.exists("/proc/self/status"):
+        pytest.skip("needs /proc")
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return sum(int(lines[name].split()[0]) for name in ("RssAnon", "RssShmem")) << 10
 
 
 class Breaking:

@@ -214,6 +214,11 @@ class Engine:
         self.forward(sequence, [0])
         sequence.truncate(0)
 
+    def rest(self) -> None:
+        """No pass for a while: the memory of values goes back to the system. Logits that were lent are lost."""
+        with self._computing:
+            self.backend.rest()
+
     def close(self) -> None:
         """Let go of the threads, after the pass that another thread may be in. May be called twice."""
         with self._computing:

@@ -73,16 +73,21 @@ class GrammarVocabulary:
         self.control_ids = sorted({*control_ids, *self.eog_ids, *too_long})
 
     def prepare(self) -> None:
-        """Have ready what the first grammar needs. Raises BackendUnavailable."""
+        """Have ready what the first grammar needs, and no more: the tokens themselves, 16 MB of 262k, are let go of.
+        Raises BackendUnavailable."""
         assert self.tokenizer is not None
+        self.tokens = []
 
     @cached_property
     def tokenizer(self) -> Any:
         """llguidance's. Raises BackendUnavailable where the package is missing."""
         llguidance = _import_llguidance()
-        wrapper = llguidance.TokenizerWrapper(_Tokens(self))
+        tokens = _Tokens(self)
+        wrapper = llguidance.TokenizerWrapper(tokens)
         # No slices: they would save 2 ms at the first masks and cost 0.4 s here.
-        return llguidance.LLTokenizer(wrapper, eos_token=self.eog_ids, slices=[])
+        made = llguidance.LLTokenizer(wrapper, eos_token=self.eog_ids, slices=[])
+        tokens.tokens = wrapper.tokens = []  # it keeps hold of the wrapper, and has bytes of its own
+        return made
 
 
 class _Tokens:

@@ -5,6 +5,7 @@ What is made once a model (the bytes of every token, the vocabulary as grammars 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -67,6 +68,19 @@ class Samplers:
         """`make`, on another thread: a grammar takes milliseconds, the first of all half a second, a large one more."""
         return self._threads.submit(self.make, settings, prompt_ids, n_begun)
 
+    def prepare(self) -> Future[None]:
+        """Have ready what the first grammar needs, made on another thread. Where it cannot be had, the first grammar
+        says so."""
+        return self._threads.submit(self._prepare)
+
+    def _prepare(self) -> None:
+        with self._making, contextlib.suppress(GemmafileError):
+            assert self._grammar_vocabulary is not None
+
+    def rest(self) -> None:
+        """Nobody asks for a while: what is quickly made again is let go of."""
+        self.__dict__.pop("_token_bytes", None)
+
     @cached_property
     def _threads(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(2, "gemmafile-grammar")  # a slow one does not hold all others up
@@ -90,7 +104,7 @@ class Samplers:
         from gemmafile.engine.grammar import GrammarVocabulary
 
         control_ids = [i for i in range(self._tokens.n_tokens) if self._tokens.is_control(i)]
-        vocabulary = GrammarVocabulary(self._token_bytes, self._tokens.eog_ids, control_ids)
+        vocabulary = GrammarVocabulary(self._tokens.token_bytes(), self._tokens.eog_ids, control_ids)
         vocabulary.prepare()  # half a second, while the lock is held
         return vocabulary
 

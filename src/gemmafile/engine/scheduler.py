@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +97,14 @@ class Scheduler:
         self._slot_actions = SlotActions(self.slots, self.prefixes, self.archive, self._tell)
 
     def rest(self) -> None:
-        """Nobody has asked for a while: the memory of pages that nothing is kept in goes back to the system."""
+        """Nobody has asked for a while: memory that nothing is kept in goes back to the system."""
         self.engine.pages.give_up(self._n_set_aside)
+        self.engine.rest()
+        self._samplers.rest()
+
+    def prepare_grammars(self) -> Future[None]:
+        """Have ready what the first grammar needs, on another thread: nobody then waits for it."""
+        return self._samplers.prepare()
 
     # --- messages -----------------------------------------------------------------------------------------------
 

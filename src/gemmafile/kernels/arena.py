@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -36,6 +37,20 @@ def aligned_rows(n_bytes: int) -> np.ndarray:
     return np.frombuffer(pages, np.uint8, n_bytes)
 
 
+def give_back(memory: np.ndarray) -> None:
+    """Have what `aligned_bytes` or `aligned_rows` gave take no memory until it is touched again. What it held
+    is lost."""
+    pages = memory
+    while isinstance(pages, np.ndarray):
+        pages = pages.base  # type: ignore[assignment]
+    pages = getattr(pages, "obj", pages)
+    assert isinstance(pages, mmap.mmap)
+    for advice in ("MADV_REMOVE", "MADV_DONTNEED"):  # for shared memory, and for private, which refuses the first
+        with contextlib.suppress(OSError, AttributeError):
+            pages.madvise(getattr(mmap, advice))
+            return
+
+
 def row_floats(width: int) -> int:
     """Numbers from row to row."""
     whole = -(-width // 32) * 32
@@ -50,6 +65,11 @@ class Arena:
         places, sizes = plan(tape)
         self._place = places
         self._buffers = [aligned_rows(4 * rows * size) for size in sizes]
+
+    @property
+    def buffers(self) -> Sequence[np.ndarray]:
+        """All of its memory."""
+        return self._buffers
 
     def stride(self, value: Value) -> int:
         """Bytes from row to row."""

@@ -6,7 +6,7 @@ into parts of one segment of positions each. How it is cut changes no bit (docs/
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -63,6 +63,11 @@ class AttentionTasks:
         if n_rows * self._group > a.FEW_ROWS:
             names[a.S_TILES_F32] = "f32"
         return {at: f"attention_tiles.{kind}" for at, kind in names.items()}
+
+    @property
+    def buffers(self) -> Sequence[np.ndarray]:
+        """Memory that nothing is kept in from pass to pass: zeros will do."""
+        return self._partials, self._counters
 
     @property
     def all_kernels(self) -> set[str]:

@@ -45,6 +45,9 @@ class Backend(Protocol):
         told  hears how much of how much is done: compile what is missing now, so that no pass waits for it
         """
 
+    def rest(self) -> None:
+        """No pass for a while: memory of values goes back to the system until the next. What was lent is lost."""
+
     def n_walked(self) -> int:
         """A number that is another as long as a pass gets on. May be asked from another thread."""
 

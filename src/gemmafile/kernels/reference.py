@@ -93,6 +93,9 @@ class ReferenceReplay:
     def prepare(self, told: Told | None = None) -> None:
         """There is nothing to be compiled."""
 
+    def rest(self) -> None:
+        """There is nothing to be given back."""
+
     def n_walked(self) -> int:
         return self._n_walked
 

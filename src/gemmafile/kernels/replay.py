@@ -29,7 +29,7 @@ from gemmafile.kernels import (
     superblocks,
     superblocks_amx,
 )
-from gemmafile.kernels.arena import Arena, aligned_bytes, aligned_rows
+from gemmafile.kernels.arena import Arena, aligned_bytes, aligned_rows, give_back
 from gemmafile.kernels.attention_tasks import AttentionTasks
 from gemmafile.kernels.backend import PEAK_GROUP, Told, Trace
 from gemmafile.kernels.cache import KVCache
@@ -160,6 +160,13 @@ class CpuReplay:
         if told is not None:
             self._kernels.prepare(names, told)
         self._kernels.be_confined(names)
+
+    def rest(self) -> None:
+        self._has_peaks = False
+        memories = [*self._arena.buffers, *self._packed.values(), *self._attention_tasks.buffers, self._scratch]
+        for memory in [*memories, self._peaks]:
+            if memory is not None:
+                give_back(memory)
 
     def n_walked(self) -> int:
         """Chunks that were taken, of the pass under way or of the last."""

@@ -5,6 +5,7 @@ what llguidance cannot compile costs the engine nothing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -56,8 +57,17 @@ def _close_at(key: str, value: Any) -> Any:
 
 @cache
 def _bytes() -> GrammarVocabulary:
-    """A vocabulary of single bytes: whether a grammar compiles does not depend on the tokens."""
-    return GrammarVocabulary([bytes([i]) for i in range(256)], [], [])
+    """A vocabulary of single bytes: whether a grammar compiles does not depend on the tokens. Raises
+    BackendUnavailable."""
+    vocabulary = GrammarVocabulary([bytes([i]) for i in range(256)], [], [])
+    vocabulary.prepare()
+    return vocabulary
+
+
+def prepare() -> None:
+    """Have ready what the first grammar needs. Where it cannot be had, that grammar says so."""
+    with contextlib.suppress(BackendUnavailable):
+        Grammar.from_json_schema({"type": "object"}, _bytes())
 
 
 MOST_CHARS = 1_000_000

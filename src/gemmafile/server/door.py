@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +10,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
-from gemmafile.errors import BadSettings
+from gemmafile.errors import BadSettings, GemmafileError
+from gemmafile.server import constraints
 from gemmafile.server.body import Limits
 from gemmafile.server.filters import Chain, load_filters
 from gemmafile.server.metrics import Metrics
@@ -91,6 +93,13 @@ class Door:
         """Have ready what the first chat needs. Raises BadFile or BadSettings."""
         assert self.chat_template is not None
         assert self.filters is not None
+
+    def warm_up(self) -> None:
+        """Do once what the first chat and the first grammar find cold. May be called on another thread."""
+        with contextlib.suppress(GemmafileError):  # a template may refuse such a chat
+            if self.chat_template.takes_tools is not None:
+                self.chat_template.encode([{"role": "user", "content": "x"}])
+        constraints.prepare()
 
     @property
     def model_name(self) -> str:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 from gemmafile.engine.jobs import Job, failed
 from gemmafile.errors import BadSettings, GemmafileError
+from gemmafile.server import heap
 from gemmafile.server.frames import LENGTH, encode, pack_event
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ STATS_S = 0.5
 """Seconds between two reports of the engine's state, at least."""
 
 REST_S = 2.0
-"""Seconds without a request after which memory that is not needed goes back to the system."""
+"""Seconds without a request after which memory that is not needed goes back to the system. The first time, what the
+first grammar needs is made then: it takes half a second that no answer is to wait for."""
 
 
 class Pipes:
@@ -70,6 +72,7 @@ def main(arguments: dict[str, Any]) -> None:
     # ctrl-c and a service manager's stop reach every process of the group: the door decides what becomes of answers.
     for name in ("SIGINT", "SIGTERM"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
+    heap.keep_few_arenas()
     pipes = Pipes()
     try:
         _work(pipes, arguments)
@@ -172,6 +175,7 @@ class Worker:
         self.scheduler, self.pipes, self.slot_folder = scheduler, pipes, slot_folder
         self._told_s = 0.0
         self._n_turns, self._is_waiting = 0, False
+        self._has_rested = False
         self._told: dict[str, float] = {}
 
     def run(self) -> NoReturn:
@@ -198,6 +202,10 @@ class Worker:
             return self.pipes.frames.get(timeout=REST_S)
         except queue.Empty:
             self.scheduler.rest()
+            heap.give_back()
+            if not self._has_rested:
+                self._has_rested = True
+                self.scheduler.prepare_grammars().add_done_callback(lambda made: heap.give_back())
             self._tell_stats()
             return self.pipes.frames.get()
 

@@ -20,6 +20,7 @@ from urllib.parse import urlencode
 import uvicorn
 
 from gemmafile.errors import BadFile, BadSettings, GemmafileError
+from gemmafile.server import heap
 from gemmafile.server.app import create_app
 from gemmafile.server.client import EngineClient
 from gemmafile.server.door import Door, ModelFacts
@@ -28,6 +29,9 @@ from gemmafile.server.security import is_loopback
 from gemmafile.settings import ContextSettings, RunSettings, SamplingSettings, ServeSettings, changed
 
 Say = Callable[[str], None]
+
+REST_S = 2.0
+"""Seconds without a request after which a server rests: its memory then is what it was at the start."""
 
 FIRST_PORT, PORTS = 8080, 100
 """Without --port: 8080, or the next of so many."""
@@ -207,14 +211,16 @@ async def serve(
     server = make_server(door, on_error)
     door.stopping = lambda: setattr(server, "should_exit", True)
     client = door.client
+    heap.keep_few_arenas()
     await client.start()
     _spare_collector()
-    watch = asyncio.create_task(_watch(door, server, on_started))
+    beside = [asyncio.create_task(_watch(door, server, on_started)), asyncio.create_task(_rest(door, server))]
     try:
         await server.serve(sockets=[listener])
     finally:
-        watch.cancel()
-        await asyncio.gather(watch, return_exceptions=True)
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
         for close in door.closers:
             close()
         await client.stop()
@@ -237,6 +243,21 @@ async def _watch(door: Door, server: Server, on_started: Callable[[], None] | No
             server.should_exit = True
     await asyncio.sleep(door.settings.stop_timeout)
     door.client.fail_jobs(503, "the server is being stopped")
+
+
+async def _rest(door: Door, server: Server) -> None:
+    """Once nobody has asked for REST_S: get warm, the first time; and give back what a busy time has left behind."""
+    n_rested, quiet_s = -1, 0.0
+    while True:
+        await asyncio.sleep(0.25)
+        state = server.server_state
+        is_quiet = door.client.state == "ready" and not (state.tasks or door.client.jobs)
+        quiet_s = quiet_s + 0.25 if is_quiet else 0.0
+        if quiet_s >= REST_S and n_rested != state.total_requests:
+            if n_rested < 0:
+                await asyncio.to_thread(door.warm_up)
+            n_rested, quiet_s = state.total_requests, 0.0
+            await asyncio.to_thread(heap.give_back)
 
 
 def _spare_collector() -> None:

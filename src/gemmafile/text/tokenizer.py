@@ -17,9 +17,9 @@ from gemmafile.errors import BadSettings, UnsupportedModel, nearest
 from gemmafile.text.special import SpecialMatcher
 from gemmafile.text.vocabulary import CONTROL, UNKNOWN, USER_DEFINED, Vocabulary, read_vocabulary
 
-_CACHED_WORDS: Final = 1 << 16
+_CACHED_WORDS: Final = 1 << 14
 _CACHED_WORD_CHARS: Final = 48
-"""Longer words are not kept: 65,536 words of up to 48 characters bound the cache to some 20 MB."""
+"""Longer words are not kept: 16,384 words of up to 48 characters bound the cache to some 5 MB."""
 
 
 def load_tokenizer(metadata: Mapping[str, Any], path: object = "model") -> Tokenizer:
