@@ -37,6 +37,14 @@ def run(capfd: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, st
     return (code, *capfd.readouterr())
 
 
+def test_a_format_that_rows_do_not_fit_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = write_tiny(make_tiny(PRESETS["gemma3-plain"], seed=5), tmp_path / "model.gguf")
+    code, _, err = run(capfd, "--token-embedding-type", "q4_k", path, tmp_path / "out.gguf", "Q4_1")
+    assert code in (1, 2)
+    assert "rows of 160 weights are no whole number of blocks of 256; Q5_0 fits" in err
+    assert not (tmp_path / "out.gguf").exists()
+
+
 @pytest.mark.parametrize("kind", ["Q4_K_M", "Q2_K", "IQ4_XS", "Q4_0"])
 def test_a_quantised_model_runs(kind: str, model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.gguf"

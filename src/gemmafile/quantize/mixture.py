@@ -144,7 +144,8 @@ def choose_formats(
 ) -> dict[str, Format]:
     """A format for each tensor, in the order of `in_order`.
 
-    Raises UnsupportedModel for a model with experts, BadSettings for a regular expression that is none.
+    Raises UnsupportedModel for a model with experts, BadSettings for a regular expression that is none and for a
+    format of the embedding's or the output's that its rows do not fit.
     """
     patterns = _compile(wishes.tensors)
     tensors = in_order(file.tensors.values())
@@ -204,14 +205,24 @@ def _choose(
 ) -> str:
     named = next((name for pattern, name in patterns if pattern.search(tensor.name)), None)
     if wishes.embedding and tensor.name in EMBEDDINGS and not (named and tensor.name != EMBEDDINGS[0]):
-        return tensor_format(wishes.embedding)
+        return _wished(wishes.embedding, tensor, "--token-embedding-type")
     if wishes.output and tensor.name == OUTPUT:
-        return tensor_format(wishes.output)
+        return _wished(wishes.output, tensor, "--output-tensor-type")
     if not file_type.is_mixture:
         return file_type.base
     if named is None and not wishes.pure:
         named = _choose_from_mixture(tensor, file_type, wishes, model)
     return _fitting(named or file_type.base, tensor.shape[-1])
+
+
+def _wished(name: str, tensor: TensorInfo, flag: str) -> str:
+    found, n_columns = tensor_format(name), tensor.shape[-1]
+    fitting = _fitting(found, n_columns)
+    if fitting != found:
+        n = format_by_name(found).weights_per_block
+        what = f"rows of {n_columns} weights are no whole number of blocks of {n}"
+        raise BadSettings(f"{flag} {name}: {tensor.name} has {what}; {fitting} fits")
+    return found
 
 
 def _fitting(name: str, n_columns: int) -> str:
