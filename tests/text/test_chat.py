@@ -179,6 +179,14 @@ def test_all_renderings_of_a_prompt_share_their_time(monkeypatch: pytest.MonkeyP
     assert time.process_time() - start < 1
 
 
+def test_a_busy_machine_takes_no_time_from_a_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "MAX_SECONDS", 0.2)
+    template = ChatTemplate(None, "gemma", load_tokenizer(toy_spm()))
+    with bounds.share_time():
+        time.sleep(0.3)
+        assert template._run(template._template, {"messages": user("a"), "add_generation_prompt": True})
+
+
 def test_marks_do_not_leak_through_errors() -> None:
     """A control token in a name that a template looks up becomes a mark; Jinja's message spells it in its own way."""
     source = "{{ messages[0]['<end_of_turn>'].x }}"

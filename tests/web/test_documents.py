@@ -133,6 +133,14 @@ def test_a_call_that_takes_too_long_ends_and_the_next_one_works(obedient: Worker
     assert obedient.call_now("add", 30, {"a": 1, "b": 2}) == 3
 
 
+def test_a_slow_start_is_not_the_calls() -> None:
+    made = Worker("tests.web.slow_to_start")
+    try:
+        assert made.call_now("add", 1.0, {"a": 1, "b": 2}) == 3
+    finally:
+        made.close()
+
+
 def test_a_child_that_dies_is_replaced(obedient: Worker) -> None:
     assert obedient.call_now("add", 30, {"a": 1, "b": 2}) == 3
     assert obedient._process is not None

@@ -15,7 +15,8 @@ from jinja2 import TemplateError, Undefined
 
 MAX_STEPS: Final = 1_000_000
 MAX_SECONDS: Final = 1.5
-"""For one rendering, or for all inside `share_time`."""
+"""Of the thread's own time, for one rendering or for all inside `share_time`: a machine that is busy with other things
+makes no template a bad one."""
 MAX_ITEMS: Final = 100_000
 MAX_CHARS: Final = 1_000_000
 """What a template may write, and the longest text it may make; eight times the length of the messages comes on top."""
@@ -40,7 +41,7 @@ class Budget:
     def __init__(self, input_chars: int):
         self.max_chars = MAX_CHARS + 8 * input_chars
         self.steps, self.written, self.made = MAX_STEPS, self.max_chars, self.max_chars * MAX_MADE
-        self.deadline = _DEADLINE.get() or time.monotonic() + MAX_SECONDS
+        self.deadline = _DEADLINE.get() or time.thread_time() + MAX_SECONDS
 
     def step(self, written: int = 0, made: int = 0) -> None:
         """One step that writes and makes so many characters. Raises TooMuch."""
@@ -49,7 +50,7 @@ class Budget:
         self.made -= made
         if self.written < 0 or self.made < 0:
             raise TooMuch(f"it writes or makes too much text: more than {self.max_chars} characters")
-        if self.steps < 0 or time.monotonic() > self.deadline:
+        if self.steps < 0 or time.thread_time() > self.deadline:
             raise TooMuch(f"it takes more than {MAX_STEPS} steps or {MAX_SECONDS:g} s")
 
 
@@ -62,8 +63,8 @@ _DEADLINE: Final[ContextVar[float | None]] = ContextVar("template_deadline", def
 
 @contextmanager
 def share_time() -> Iterator[None]:
-    """All renderings inside have MAX_SECONDS together: a prompt takes several."""
-    token = _DEADLINE.set(time.monotonic() + MAX_SECONDS)
+    """All renderings inside, on this thread, have MAX_SECONDS together: a prompt takes several."""
+    token = _DEADLINE.set(time.thread_time() + MAX_SECONDS)
     try:
         yield
     finally:
