@@ -338,6 +338,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "long": (lambda m, t: m.generate([[2] * 200]), "128"),
     "text": (lambda m, t: t(5), "expected text"),
     "tensors": (lambda m, t: t("a", return_tensors="tf"), "expected"),
+    "pair": (lambda m, t: t("a", "b"), "text_pair is not here"),
     "unpadded": (lambda m, t: t(["a", "the other"], return_tensors="np"), "padding=True"),
     "token": (lambda m, t: setattr(t, "pad_token", "<bo>"), "did you mean <bos>"),
     "decode": (lambda m, t: t.decode([10**7]), "vocabulary"),

@@ -173,9 +173,10 @@ class CardTokenizer:
     # --- text to ids ---------------------------------------------------------------------------------------------
 
     def __call__(
-        self, text: str | Sequence[str], *, return_tensors: str | None = None, padding: bool | str = False,
-        truncation: bool = False, max_length: int | None = None, add_special_tokens: bool = True,
-        return_attention_mask: bool = True, padding_side: str | None = None, **ignored: Any,
+        self, text: str | Sequence[str], text_pair: Any = None, *, return_tensors: str | None = None,
+        padding: bool | str = False, truncation: bool = False, max_length: int | None = None,
+        add_special_tokens: bool = True, return_attention_mask: bool = True, padding_side: str | None = None,
+        **ignored: Any,
     ) -> BatchEncoding:  # fmt: skip
         """Ids and attention mask of a text, or of several: lists, or arrays [B, T] for `return_tensors`.
 
@@ -184,7 +185,7 @@ class CardTokenizer:
         Raises BadSettings.
         """
         for name in _NOT_HERE:
-            if ignored.get(name):
+            if (ignored | {"text_pair": text_pair}).get(name):
                 raise BadSettings(f"{name} is not here: give texts, and expect ids and their mask")
         texts = [text] if isinstance(text, str) else text
         if not isinstance(texts, Iterable) or not all(isinstance(item, str) for item in texts):
