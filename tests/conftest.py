@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,11 @@ FULL = os.environ.get("GEMMAFILE_FULL") == "1"
 ORACLE_PACKAGES = ("torch", "transformers", "tokenizers", "gguf", "xllamacpp")
 
 _not_run: list[pytest.Item] = []
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts what it puts into the background so, and every program that the tests start would inherit it:
+    # Ctrl-C would do nothing in those that are about Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -162,14 +162,19 @@ def test_odd_values_in_every_field(tried: Running, document: Document, full: boo
 
 
 @pytest.mark.oracle
-@pytest.mark.timeout(2700)
+@pytest.mark.timeout(5400)
 def test_schemathesis_finds_nothing(tried: Running, tmp_path: Path) -> None:
     """Some 20,000 requests: no 5xx, no status, type or shape that the document does not name."""
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{tried.url}/openapi.json", "-n", "350", "-w", "4"]
-    command += ["-c", checks, "--seed", "1", "--suppress-health-check", "all", "--warnings", "off"]
-    command += ["--phases", "examples,coverage,fuzzing", "--continue-on-failure", "--request-timeout", "60"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=2600, cwd=tmp_path, check=False)
+    command += ["-c", checks, "--suppress-health-check", "all", "--warnings", "off", "--request-timeout", "60"]
+    command += ["--phases", "examples,coverage,fuzzing", "--continue-on-failure"]
+    for seed in ("1", "2"):
+        done = subprocess.run(
+            [*command, "--seed", seed], capture_output=True, text=True, timeout=2600, cwd=tmp_path, check=False
+        )
+        if done.returncode == 0 or "FAILURES" in done.stdout or "AST constructor recursion" not in done.stdout:
+            break  # else a bug of Python before 3.11.5 ended the generator, by chance, and no answer was at fault
     assert done.returncode == 0, done.stdout[-6000:]
     n_cases = int(re.search(r"(\d+) generated", done.stdout)[1])  # type: ignore[index]
     assert n_cases >= 20_000
