@@ -8,6 +8,7 @@ set -eu
 python=$1
 shift
 here=$(pwd)
+case $python in /*) ;; */*) python=$here/$python ;; esac
 place=$here/build/aarch64
 
 skip() {
@@ -26,18 +27,18 @@ fetch_python() {
             -o Dir::State::lists="$place/lists" -o Dir::State::status=/dev/null -o Dir::Cache="$place" "$@"
     }
     apt update >&2 || skip "Debian's list of arm64 packages cannot be fetched"
-    (
+    ( # `||` behind it switches -e off inside: what may fail is joined by &&
         cd "$place/packages"
         version=$(apt-cache -o APT::Architecture=arm64 -o APT::Architectures=arm64 -o Dir::State::lists="$place/lists" \
             -o Dir::State::status=/dev/null -o Dir::Cache="$place" depends python3-minimal |
             sed -n 's/.*Depends: \(python3\.[0-9]*\)-minimal.*/\1/p' | head -1)
         apt download libc6 libgcc-s1 libstdc++6 zlib1g libexpat1 libffi8 libbz2-1.0 liblzma5 libuuid1 libcrypt1 \
-            "$version-minimal" "lib$version-minimal" "lib$version-stdlib" >&2
-        for package in *.deb; do dpkg-deb -x "$package" "$place/root"; done
+            "$version-minimal" "lib$version-minimal" "lib$version-stdlib" >&2 &&
+        for package in *.deb; do dpkg-deb -x "$package" "$place/root" || exit 1; done &&
         "$python" -m pip download --disable-pip-version-check --quiet --no-deps --only-binary=:all: \
             --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 --platform manylinux_2_17_aarch64 \
-            --python-version "${version#python}" numpy >&2
-        "$python" -m zipfile -e numpy-*.whl "$place/site"
+            --python-version "${version#python}" numpy >&2 &&
+        "$python" -m zipfile -e numpy-*.whl "$place/site" &&
         echo "$version" >"$place/version"
     ) || skip "an arm64 Python cannot be fetched"
 }
