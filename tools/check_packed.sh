@@ -4,6 +4,8 @@
 # holds nothing else. Where Debian's Python cannot be fetched, this machine's own is packed.
 set -eu
 python=$1 model=$2
+case $python in /*) ;; */*) python=$(pwd)/$python ;; esac
+case $model in /*) ;; *) model=$(pwd)/$model ;; esac
 place=$(pwd)/build/packed
 rm -rf "$place"
 mkdir -p "$place/run/home" "$place/root/bin" "$place/root/tmp"
