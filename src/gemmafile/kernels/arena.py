@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -40,9 +41,9 @@ def aligned_rows(n_bytes: int) -> np.ndarray:
 def give_back(memory: np.ndarray) -> None:
     """Have what `aligned_bytes` or `aligned_rows` gave take no memory until it is touched again. What it held
     is lost."""
-    pages = memory
+    pages: Any = memory
     while isinstance(pages, np.ndarray):
-        pages = pages.base  # type: ignore[assignment]
+        pages = pages.base
     pages = getattr(pages, "obj", pages)
     assert isinstance(pages, mmap.mmap)
     for advice in ("MADV_REMOVE", "MADV_DONTNEED"):  # for shared memory, and for private, which refuses the first

@@ -31,10 +31,6 @@ BEAT_S = 5.0
 STATS_S = 0.5
 """Seconds between two reports of the engine's state, at least."""
 
-REST_S = 2.0
-"""Seconds without a request after which memory that is not needed goes back to the system. The first time, what the
-first grammar needs is made then: it takes half a second that no answer is to wait for."""
-
 
 class Pipes:
     """The door's end: frames in, which a thread waits for, and frames out."""
@@ -199,11 +195,11 @@ class Worker:
 
     def _next_frame(self) -> dict[str, Any]:
         try:
-            return self.pipes.frames.get(timeout=REST_S)
+            return self.pipes.frames.get(timeout=heap.REST_S)
         except queue.Empty:
             self.scheduler.rest()
             heap.give_back()
-            if not self._has_rested:
+            if not self._has_rested:  # half a second of work that no answer is to wait for
                 self._has_rested = True
                 self.scheduler.prepare_grammars().add_done_callback(lambda made: heap.give_back())
             self._tell_stats()

@@ -10,6 +10,9 @@ import ctypes
 import gc
 from collections.abc import Callable
 
+REST_S = 2.0
+"""Seconds without a request after which door and engine give memory back that they do not need."""
+
 M_ARENA_MAX = -8
 """Source: glibc, malloc.h."""
 

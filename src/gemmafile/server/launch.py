@@ -30,9 +30,6 @@ from gemmafile.settings import ContextSettings, RunSettings, SamplingSettings, S
 
 Say = Callable[[str], None]
 
-REST_S = 2.0
-"""Seconds without a request after which a server rests: its memory then is what it was at the start."""
-
 FIRST_PORT, PORTS = 8080, 100
 """Without --port: 8080, or the next of so many."""
 
@@ -246,14 +243,14 @@ async def _watch(door: Door, server: Server, on_started: Callable[[], None] | No
 
 
 async def _rest(door: Door, server: Server) -> None:
-    """Once nobody has asked for REST_S: get warm, the first time; and give back what a busy time has left behind."""
+    """Once nobody has asked for heap.REST_S: get warm, the first time; and give back what a busy time left."""
     n_rested, quiet_s = -1, 0.0
     while True:
         await asyncio.sleep(0.25)
         state = server.server_state
         is_quiet = door.client.state == "ready" and not (state.tasks or door.client.jobs)
         quiet_s = quiet_s + 0.25 if is_quiet else 0.0
-        if quiet_s >= REST_S and n_rested != state.total_requests:
+        if quiet_s >= heap.REST_S and n_rested != state.total_requests:
             if n_rested < 0:
                 await asyncio.to_thread(door.warm_up)
             n_rested, quiet_s = state.total_requests, 0.0

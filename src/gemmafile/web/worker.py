@@ -110,8 +110,10 @@ class Worker:
             timer = threading.Timer(START_SECONDS, self._process.kill)
             timer.start()
             assert self._process.stdout is not None
-            read_frame(self._process.stdout)  # "I am ready"; of a child that is dead the call itself tells
-            timer.cancel()
+            try:
+                read_frame(self._process.stdout)  # "I am ready"; of a child that is dead the call itself tells
+            finally:
+                timer.cancel()
         return self._process
 
     def _end(self) -> None:
