@@ -95,6 +95,7 @@ def _make_attend() -> Callable[..., None]:
 
     f32, i32 = types.float32, types.int32
     load, load_i32, load_f32, store_f32 = simd.load_i64, simd.load_i32, simd.load_f32, simd.store_f32
+    align_stack = simd.align_stack
     put, store_i32 = simd.store_i64, simd.store_i32
     load_v, store_v, load_part, store_part = (
         simd.load_f32x16,
@@ -296,6 +297,7 @@ def _make_attend() -> Callable[..., None]:
 
     def attend(op, shared, thread):
         """softmax(cap(q·k * scale) + mask)·v for the rows of a tile and the query heads of one kv head."""
+        align_stack()
         shape, tasks = load(op + SHAPE), load(op + TASKS)
         n_kv, group, head_dim, width = (
             load(shape + S_N_KV), load(shape + S_GROUP), load(shape + S_HEAD_DIM), load(shape + S_WIDTH),

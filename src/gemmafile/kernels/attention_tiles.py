@@ -47,7 +47,7 @@ def _make(kind: str) -> Callable[..., None]:
     from gemmafile.kernels import simd
     from gemmafile.kernels.outer_tiles import FEW_TILES, MANY_TILES, OuterTile
 
-    load, load_i32 = simd.load_i64, simd.load_i32
+    load, load_i32, align_stack = simd.load_i64, simd.load_i32, simd.align_stack
     most, some, one = MANY_TILES if kind == "f32" else FEW_TILES
     run_tile = _make_run([OuterTile(rows, kind, BLOCK, QUERY_STRIDE, SCORE_STRIDE) for rows in (most, some, one)])
     widen_keys, widen_values = _make_wideners(kind)
@@ -61,6 +61,7 @@ def _make(kind: str) -> Callable[..., None]:
 
     def tile_kernel(arguments, shared, what):
         """See the module's head."""
+        align_stack()
         if what == WIDEN_KEYS:
             widen_keys(load(arguments + DATA), load(arguments + SCALES), load(arguments + TARGET),
                        load(arguments + HEAD_DIM))  # fmt: skip

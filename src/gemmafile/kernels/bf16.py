@@ -265,6 +265,8 @@ def _make_matmul() -> Callable[..., None]:
     zero, load_tile, store_tile = tile.zero_floats, tile.load, tile.store
     add_lane = emit.make(tile.floats, [tile.floats, emit.address, emit.address, emit.address], _make_add_lane(tile))
     n_tokens = tile.n_tokens
+    # What the next tile reads, a few lines with each lane.
+    fetch, fetch_results = simd.row_prefetcher(3, 64, level=1), simd.row_prefetcher(n_tokens, 128, level=1)
     gather, transpose = make_gather(), tiles.transposer([128 * STEPS * i for i in range(16)])
     flush, restore = flushing()
 
@@ -295,7 +297,9 @@ def _make_matmul() -> Callable[..., None]:
                         sums = zero()
                     else:
                         sums = load_tile(c, out_stride)
+                    fetch_results(c + n_tokens * out_stride, out_stride)
                     for i in range(LANES):
+                        fetch(x + (n_tokens + (i & 1) * 3) * x_stride + 64 * (i >> 1), x_stride)
                         sums = add_lane(sums, panel + 128 * STEPS * i, x + 4 * i, x_stride)
                     store_tile(sums, c, out_stride)
                     t += n_tokens

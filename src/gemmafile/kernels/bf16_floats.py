@@ -28,6 +28,9 @@ def make_matmul() -> Callable[..., None]:
     from gemmafile.kernels.bf16 import flushing, make_gather
     from gemmafile.kernels.tiles import transposer
 
+    # What the next tile reads, a few lines with each lane.
+    fetch, fetch_results = simd.row_prefetcher(3, 64, level=1), simd.row_prefetcher(TOKEN_TILE, 128, level=1)
+    align_stack = simd.align_stack
     load, take, prefetch = simd.load_i64, make_take(), simd.prefetcher(2 * BF16_CHUNK)
     tile = _Tile()
     zero, load_tile, store_tile, add_lane, widen = tile.zero, tile.load, tile.store, tile.add_lane, tile.widen
@@ -38,6 +41,7 @@ def make_matmul() -> Callable[..., None]:
 
     def matmul(op, shared, thread):
         """out[t][r] for many tokens. Reads the weights once, the activations once per 32 rows."""
+        align_stack()
         weights, row_bytes, n = load(op + WEIGHTS), load(op + ROW_BYTES), load(op + N)
         columns = load(op + COLUMNS)
         x_stride = 2 * BF16_CHUNK * simd.quotient(columns + BF16_CHUNK - 1, BF16_CHUNK)
@@ -61,6 +65,7 @@ def make_matmul() -> Callable[..., None]:
                         prefetch(weights + min(first + i, n - 1) * row_bytes + 2 * (start + BF16_CHUNK))
                 t = 0
                 while t < tokens:
+                    fetch_results(load(op + OUT) + (t + TOKEN_TILE) * out_stride + 4 * first, out_stride)
                     x = load(op + PACKED) + t * x_stride + 2 * start
                     for i in range(TOKEN_TILE):
                         widen(x + i * x_stride, wide + i * _TOKEN)
@@ -71,6 +76,7 @@ def make_matmul() -> Callable[..., None]:
                         else:
                             sums = load_tile(c, out_stride)
                         for i in range(LANES):
+                            fetch(x + (TOKEN_TILE + (i & 1) * 3) * x_stride + 64 * (i >> 1), x_stride)
                             sums = add_lane(sums, panel + _HALF * part + 128 * STEPS * i, wide + 4 * i)
                         store_tile(sums, c, out_stride)
                     t += TOKEN_TILE

@@ -225,12 +225,21 @@ def _make_matmul(f: Quad) -> Callable[..., None]:
     from gemmafile.kernels.tiles import WeightTile, transposer, words_apart
 
     load, load_f16, store_f32, take = simd.load_i64, simd.load_f16, simd.store_f32, make_take()
-    quotient, prefetch, store_bytes, hidden = simd.quotient, simd.prefetch, simd.store_u8x64, simd.hidden
+    align_stack, quotient, prefetch, store_bytes, hidden = (
+        simd.align_stack,
+        simd.quotient,
+        simd.prefetch,
+        simd.store_u8x64,
+        simd.hidden,
+    )
     bytes_, added_at, halves = f.bytes, f.added or 0, f.halves
     is_added_to = f.added is not None
     tile = WeightTile(QUAD_BYTES, largest=f.largest)
     is_wide = tile.is_wide
     n_tokens, n_parts, part_bytes = tile.n_tokens, 2 // tile.vectors, 128 if is_wide else 64
+    # What the next tile reads, a part at a time.
+    fetched = n_tokens * QUAD_BYTES // n_parts
+    fetch, fetch_results = simd.prefetcher(fetched, level=1), simd.row_prefetcher(n_tokens, 128, level=1)
     has_offset = f.offset != 0 and not is_wide
     start = tile.start(f.offset)
     offsets = [0, 4, 8, 12, 64, 68, 72, 76]
@@ -283,6 +292,7 @@ def _make_matmul(f: Quad) -> Callable[..., None]:
 
     def matmul(op, shared, thread):
         """out[t][r] for many tokens. Reads the weights once, the activations once per 32 rows."""
+        align_stack()
         weights, row_bytes, n = load(op + WEIGHTS), load(op + ROW_BYTES), load(op + N)
         n_blocks = load(op + COLUMNS) >> 5
         n_quads = (n_blocks + 3) >> 2
@@ -309,6 +319,7 @@ def _make_matmul(f: Quad) -> Callable[..., None]:
                 prefetch_panel(weights, row_bytes, first, n, quad + here, following)
                 t = 0
                 while t < tokens:
+                    fetch_results(load(op + OUT) + (t + n_tokens) * out_stride + 4 * first, out_stride)
                     for part in range(n_parts):
                         c = load(op + OUT) + t * out_stride + 4 * first + 64 * part
                         if quad == 0:
@@ -333,6 +344,7 @@ def _make_matmul(f: Quad) -> Callable[..., None]:
                                 sums = fma_ints(sums, acc, d + 128 * j, a + QUAD_D + 4 * j)
                                 if is_added_to:
                                     sums = fma_outer(sums, d + _SCALES + 128 * j, a + QUAD_D_SUMS + 4 * j)
+                            fetch(a + n_tokens * QUAD_BYTES + part * fetched)
                         store_tile(sums, c, out_stride)
                     t += n_tokens
                 quad += here

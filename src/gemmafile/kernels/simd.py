@@ -49,6 +49,7 @@ from gemmafile.kernels.emit import (
     pointer,
     shuffle,
     splat,
+    stack_on_a_line,
     store_at,
     store_part,
     tree_sum,
@@ -340,6 +341,8 @@ remainder = make(types.int64, [types.int64] * 2, lambda b, x, y: b.srem(x, y))
 """Of numbers from 0 up, the divisor not 0: `//` and `%` would bring Python's checks along."""
 
 
+align_stack = make(void, [], stack_on_a_line)
+"""See `emit.stack_on_a_line`."""
 hidden = make(types.int64, [types.int64], hide)
 """See `emit.hide`."""
 

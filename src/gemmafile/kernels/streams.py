@@ -81,13 +81,14 @@ def make_matvec(walks: Sequence[Any], block_columns: int, block_bytes: int, toke
     """
     from gemmafile.kernels import simd
 
-    load, atomic_add, quotient = simd.load_i64, simd.atomic_add, simd.quotient
+    load, atomic_add, quotient, align_stack = simd.load_i64, simd.atomic_add, simd.quotient, simd.align_stack
     one_token, two_tokens, three_tokens, four_tokens = walks
     large_rows, bounds = make_chunks()
     shift, blocks_ahead = block_columns.bit_length() - 1, AHEAD_BYTES // block_bytes
 
     def matvec(op, shared, thread):
         """out[t][r], up to four tokens at a time. Reads ROW_BYTES a row, once."""
+        align_stack()
         weights, row_bytes, n = load(op + WEIGHTS), load(op + ROW_BYTES), load(op + N)
         n_blocks = load(op + COLUMNS) >> shift
         tokens, out_stride = load(shared + load(op + ROWS)), load(op + OUT_STRIDE)

@@ -91,7 +91,7 @@ def _make_matmul(f: SuperBlock) -> Callable[..., None]:
     from gemmafile.kernels.tiles import WeightTile, transposer, words_apart, words_twice
 
     load, load_f16, store_f32, take = simd.load_i64, simd.load_f16, simd.store_f32, make_take()
-    quotient, prefetch, hidden = simd.quotient, simd.prefetch, simd.hidden
+    align_stack, quotient, prefetch, hidden = simd.align_stack, simd.quotient, simd.prefetch, simd.hidden
     store_bytes, store_ints = simd.store_u8x64, simd.store_i32x16
     bytes_, d_at, min_at, chunk, scales = f.bytes, f.d, f.min_scale, f.chunk, f.scales or no_scales()
     has_scales, has_minimum, sub_blocks = f.sub_scales > 0, f.sub_minima > 0, f.sub_scales
@@ -113,6 +113,9 @@ def _make_matmul(f: SuperBlock) -> Callable[..., None]:
     ints = emit.vec("i32", 16)
     in_words = emit.make(ints, [ints], lambda b, v: _first_lanes(b, sub_blocks, words_twice(b, v), v))
     n_parts, part_bytes = 2 // tile.vectors, 128 if is_wide else 64
+    # What the next tile reads, a part at a time.
+    fetched = n_tokens * SUPER_BYTES // n_parts
+    fetch, fetch_results = simd.prefetcher(fetched, level=1), simd.row_prefetcher(n_tokens, 128, level=1)
     has_twice = by_words or is_wide
     # A panel of words holds the weights times their sub-scales, one super-block in twice the bytes.
     panel_blocks = 1 if is_wide else PANEL_BLOCKS
@@ -210,6 +213,7 @@ def _make_matmul(f: SuperBlock) -> Callable[..., None]:
 
     def matmul(op, shared, thread):
         """out[t][r] for many tokens. Reads the weights once, the activations once per 32 rows."""
+        align_stack()
         weights, row_bytes, n = load(op + WEIGHTS), load(op + ROW_BYTES), load(op + N)
         n_blocks = load(op + COLUMNS) >> 8
         tokens = load(shared + load(op + ROWS))
@@ -237,6 +241,7 @@ def _make_matmul(f: SuperBlock) -> Callable[..., None]:
                 t = 0
                 while t < tokens:
                     c = load(op + OUT) + t * out_stride + 4 * first
+                    fetch_results(c + n_tokens * out_stride, out_stride)
                     for part in range(n_parts):
                         for k in range(here):
                             a, at = load(op + PACKED) + (block + k) * stride + t * SUPER_BYTES, 64 * part
@@ -260,6 +265,7 @@ def _make_matmul(f: SuperBlock) -> Callable[..., None]:
                                 least = dot_words(scale_panel + minima_at, a + sums_at)
                                 sums = fma_ints_negative(sums, least, d + 128, a + SUPER_D)
                             store_tile(sums, c + at, out_stride)
+                            fetch(a + n_tokens * SUPER_BYTES + part * fetched)
                     t += n_tokens
                 block += here
 
