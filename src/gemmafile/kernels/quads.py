@@ -222,7 +222,7 @@ def nibble_halves(first_byte: int) -> Any:
 
 def _make_matmul(f: Quad) -> Callable[..., None]:
     from gemmafile.kernels import emit, simd
-    from gemmafile.kernels.tiles import WeightTile, transposer, words_apart
+    from gemmafile.kernels.tiles import WeightTile, transposer, words_of_bytes
 
     load, load_f16, store_f32, take = simd.load_i64, simd.load_f16, simd.store_f32, make_take()
     align_stack, quotient, prefetch, store_bytes, hidden = (
@@ -249,8 +249,8 @@ def _make_matmul(f: Quad) -> Callable[..., None]:
     take_off = emit.make(bytes_64, [bytes_64], lambda b, v: b.sub(v, emit.splat_constant(v.type, off)) if off else v)
     # A panel of words has half as many quads in twice the bytes.
     panel_quads, panel_bytes = (PANEL_QUADS // 2, 2 * _PANEL) if is_wide else (PANEL_QUADS, _PANEL)
-    step_bytes, half_bytes, apart = (256, 128, words_apart) if is_wide else (128, 64, None)
-    block_bytes = 8 * step_bytes
+    step_bytes, half_bytes, apart = (256, 128, words_of_bytes) if is_wide else (128, 64, None)
+    block_bytes, column_bytes = 8 * step_bytes, 32 if is_wide else 16
     zero_ints, zero_floats, load_tile, store_tile = tile.zero_ints, tile.zero_floats, tile.load, tile.store
     fma_ints, fma_outer = tile.fma_ints, tile.fma_outer
     # In the panel a block's eight steps stand together: four of its first 16 weights, four of its last.
@@ -340,7 +340,7 @@ def _make_matmul(f: Quad) -> Callable[..., None]:
                                     acc = start(a + QUAD_MINUS_SUMS + 4 * j)
                                 else:
                                     acc = zero_ints()
-                                acc = dot(acc, panel + block_bytes * j, b + 16 * j)
+                                acc = dot(acc, panel + block_bytes * j, b + column_bytes * j)
                                 sums = fma_ints(sums, acc, d + 128 * j, a + QUAD_D + 4 * j)
                                 if is_added_to:
                                     sums = fma_outer(sums, d + _SCALES + 128 * j, a + QUAD_D_SUMS + 4 * j)

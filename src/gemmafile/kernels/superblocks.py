@@ -88,7 +88,7 @@ def build_kernels(f: SuperBlock, stream: Stream, apart: SuperBlock | None = None
 
 def _make_matmul(f: SuperBlock) -> Callable[..., None]:
     from gemmafile.kernels import emit, simd
-    from gemmafile.kernels.tiles import WeightTile, transposer, words_apart, words_twice
+    from gemmafile.kernels.tiles import WeightTile, transposer, words_of_bytes, words_twice
 
     load, load_f16, store_f32, take = simd.load_i64, simd.load_f16, simd.store_f32, make_take()
     align_stack, quotient, prefetch, hidden = simd.align_stack, simd.quotient, simd.prefetch, simd.hidden
@@ -126,7 +126,7 @@ def _make_matmul(f: SuperBlock) -> Callable[..., None]:
         emit.vec("u8", 64),
     )
     take_off = emit.make(bytes_64, [bytes_64], lambda b, v: b.sub(v, emit.splat_constant(v.type, f.offset)))
-    transpose_words = transposer([256 * i for i in range(16)], words_apart)
+    transpose_words = transposer([256 * i for i in range(16)], words_of_bytes)
 
     @simd.device
     def unpack(weights, row_bytes, first, n, block, unpacked, panel, scale_panel, d_panel):
@@ -197,7 +197,7 @@ def _make_matmul(f: SuperBlock) -> Callable[..., None]:
         """The same where both are words, and the weights hold their sub-scales."""
         total = zero_ints()
         for s in range(hidden(8)):
-            total = wide_dot(total, panel + 2048 * s, a + 32 * s)
+            total = wide_dot(total, panel + 2048 * s, a + 64 * s)
         return total
 
     integer_sum = plain_sum if not has_scales else wide_sum if is_wide else scaled_words_sum if by_words else scaled_sum

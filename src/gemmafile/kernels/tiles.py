@@ -71,11 +71,14 @@ def words_twice(b: Any, v: Any) -> Any:
     return b.or_(b.and_(v, emit.splat_constant(t, 0xFFFF)), b.shl(v, emit.splat_constant(t, 16)))
 
 
-def words_apart(b: Any, fours: Any) -> list[Any]:
-    """Of four signed bytes a lane the first and the third as words, then the second and the fourth."""
-    words = b.bitcast(fours, ir.VectorType(I16, 2 * fours.type.count))
-    eight = emit.splat_constant(words.type, 8)
-    return [b.bitcast(v, fours.type) for v in (b.ashr(b.shl(words, eight), eight), b.ashr(words, eight))]
+def words_of_bytes(b: Any, fours: Any) -> list[Any]:
+    """Of four signed bytes a lane the first two as words, then the others."""
+    t = fours.type
+    words = b.bitcast(fours, ir.VectorType(I16, 2 * t.count))
+    eight, half, upper = emit.splat_constant(words.type, 8), emit.splat_constant(t, 16), emit.splat_constant(t, -65536)
+    even, odd = (b.bitcast(v, t) for v in (b.ashr(b.shl(words, eight), eight), b.ashr(words, eight)))
+    lower = b.xor(upper, emit.splat_constant(t, -1))
+    return [b.or_(b.and_(even, lower), b.shl(odd, half)), b.or_(b.lshr(even, half), b.and_(odd, upper))]
 
 
 class WeightTile:
@@ -149,31 +152,32 @@ class WeightTile:
         return make(self.ints, [self.ints, address, address], code)
 
     def widen(self, n_chunks: int) -> Any:
-        """widen(a, target): n * 64 activations of each token as words, two of four columns each: the first and the
-        third in n * 64 bytes, then the second and the fourth."""
+        """widen(a, target): n * 64 activations of each token as words."""
+        bytes_, words = ir.VectorType(I8, 16), ir.VectorType(I16, 16)
 
         def code(b: Any, a: Any, target: Any) -> None:
             for t in range(self.n_tokens):
-                for i in range(n_chunks):
-                    words = words_apart(b, load_at(b, a, _INTS, t * self.token_bytes + 64 * i))
-                    for odd, v in enumerate(words):
-                        store_at(b, v, target, 64 * (n_chunks * (2 * t + odd) + i))
+                for i in range(0, 64 * n_chunks, 16):
+                    wide = b.sext(load_at(b, a, bytes_, t * self.token_bytes + i), words)
+                    store_at(b, wide, target, 2 * (64 * n_chunks * t + i))
 
         return make(void, [address, address], code)
 
     def wide_dot(self, n_chunks: int, offsets: Sequence[int]) -> Any:
         """wide_dot(acc, panel, a): acc += the products of successive panel steps with the 4 columns that `widen` has at
-        a + each offset; panel [step][2 vectors][first and third, second and fourth column][16 rows][2]."""
-        words, part_bytes = ir.VectorType(I16, 16), 64 * n_chunks
+        a + twice each offset; panel [step][2 vectors][first, last two columns][16 rows][2]."""
+        words, token_bytes = ir.VectorType(I16, 16), 128 * n_chunks
 
         def code(b: Any, acc: Any, panel: Any, a: Any) -> Any:
             parts = [emit.half(b, v, h) for v in split(b, acc) for h in range(2)]
             for step in range(2 * len(offsets)):
-                s, odd = step // 2, step % 2
+                s, last = step // 2, step % 2
                 for v in range(self.vectors):
-                    rows = [load_at(b, panel, words, 256 * s + 128 * v + 64 * odd + 32 * h) for h in range(2)]
+                    rows = [load_at(b, panel, words, 256 * s + 128 * v + 64 * last + 32 * h) for h in range(2)]
                     for t in range(self.n_tokens):
-                        two = b.bitcast(splat(b, load_at(b, a, I32, part_bytes * (2 * t + odd) + offsets[s]), 8), words)
+                        two = b.bitcast(
+                            splat(b, load_at(b, a, I32, token_bytes * t + 2 * offsets[s] + 4 * last), 8), words
+                        )
                         for h in range(2):
                             i = 2 * (v * self.n_tokens + t) + h
                             parts[i] = emit.dot_words(b, parts[i], rows[h], two)
