@@ -29,7 +29,7 @@ PROMPT = "The quick brown fox jumps over the lazy dog, and then it sits down to 
 Run = Iterator[tuple[str, np.ndarray]]
 """(name, float32[T, width]) in the order of computation; the last is ("logits", float32[T, V])."""
 
-LAST = ("token_embd", "output", "outputs", "logits")
+LAST = ("token_embd", "output", "logits")
 """Names of the last values of a tape: they may hold some rows only, so logits are asked for separately."""
 
 

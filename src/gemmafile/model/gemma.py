@@ -29,6 +29,8 @@ def record_gemma(tape: Tape, config: ModelConfig, weights: ModelWeights) -> None
             q, k, v, layer=i, n_heads=config.n_heads, n_kv_heads=config.n_kv_heads,
             scale=config.query_scale, window=config.window_of(i), softcap=config.attn_softcap,
         )  # fmt: skip
+        if layer is weights.layers[-1]:
+            a, x = tape.take_outputs(a), tape.take_outputs(x)
         (h,) = tape.fine_matmul(a, layer.attn_output)
         if layer.post_attention_norm is not None:
             h = tape.rmsnorm(h, layer.post_attention_norm, eps)
@@ -41,7 +43,7 @@ def record_gemma(tape: Tape, config: ModelConfig, weights: ModelWeights) -> None
             h = tape.rmsnorm(h, layer.post_ffw_norm, eps)
         x = tape.add(x, h, "ffn_residual")
     tape.layer(-1)
-    x = tape.rmsnorm(tape.take_outputs(x), weights.output_norm, eps)
+    x = tape.rmsnorm(x, weights.output_norm, eps)
     (logits,) = tape.fine_matmul(x, weights.output)
     if config.logit_softcap:
         tape.softcap(logits, config.logit_softcap)

@@ -23,6 +23,8 @@ def record_llama(tape: Tape, config: ModelConfig, weights: ModelWeights) -> None
             q, k, v, layer=i, n_heads=config.n_heads, n_kv_heads=config.n_kv_heads,
             scale=config.query_scale, window=0, softcap=0.0,
         )  # fmt: skip
+        if layer is weights.layers[-1]:
+            a, x = tape.take_outputs(a), tape.take_outputs(x)
         (h,) = tape.fine_matmul(a, layer.attn_output)
         x = tape.add(x, h, "attn_residual")
         h = tape.rmsnorm(x, layer.ffn_norm, eps)
@@ -31,5 +33,5 @@ def record_llama(tape: Tape, config: ModelConfig, weights: ModelWeights) -> None
         (h,) = tape.matmul(tape.gate(gate, up, "silu"), layer.ffn_down)
         x = tape.add(x, h, "ffn_residual")
     tape.layer(-1)
-    x = tape.rmsnorm(tape.take_outputs(x), weights.output_norm, eps)
+    x = tape.rmsnorm(x, weights.output_norm, eps)
     tape.fine_matmul(x, weights.output)

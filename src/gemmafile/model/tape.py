@@ -2,7 +2,8 @@
 
 `gemma.py` and `llama.py` call the methods of `Tape`; nothing is computed, each call appends one `Op`.
 A backend replays the list for every pass. A pass has T rows (tokens); every `Value` is float32[T, width]
-until `take_outputs`, after which it has one row for each row whose logits are wanted, or two (`Split`).
+until `take_outputs`, after which it has one row for each row whose logits are wanted, or two (`Split`). That is behind
+the last attention: what follows it in the last layer does a row for itself, so nobody misses the others.
 
 Values are written once. `add` may reuse the memory of its first argument: the planner in a backend
 decides, the tape only states who reads what.
@@ -168,10 +169,7 @@ def writes(op: Op) -> tuple[Value, ...]:
 
 def hidden_value(tape: Tape) -> Value:
     """The hidden state after the last norm, one row for each output: what the output matrix multiplies."""
-    at = next(i for i, op in enumerate(tape.ops) if isinstance(op, TakeOutputs))
-    norm = tape.ops[at + 1]
-    assert isinstance(norm, Norm)
-    return norm.out
+    return next(op.out for op in reversed(tape.ops) if isinstance(op, Norm))
 
 
 @dataclass
@@ -245,7 +243,7 @@ class Tape:
 
     def take_outputs(self, x: Value) -> Value:
         self.n_values += 1
-        out = Value(self.n_values - 1, x.width, "outputs", on_outputs=True)
+        out = Value(self.n_values - 1, x.width, f"{x.name}_outputs", on_outputs=True)
         self.ops.append(TakeOutputs(x, out))
         return out
 
