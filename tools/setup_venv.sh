@@ -29,4 +29,6 @@ fi
 echo "installing $lock into $venv"
 "$venv/bin/python" -m pip install --disable-pip-version-check -r "$lock"
 "$venv/bin/python" -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
+# pip makes bytecode of what it installs, but not of what it only points at; and a confined run may write none.
+"$venv/bin/python" -m compileall -q src
 touch "$venv/ready"
