@@ -268,6 +268,7 @@ def _make_matmul() -> Callable[..., None]:
     # What the next tile reads, a few lines with each lane.
     fetch, fetch_results = simd.row_prefetcher(3, 64, level=1), simd.row_prefetcher(n_tokens, 128, level=1)
     gather, transpose = make_gather(), tiles.transposer([128 * STEPS * i for i in range(16)])
+    prefetch = simd.prefetcher(64)
     flush, restore = flushing()
 
     def matmul(op, shared, thread):
@@ -279,16 +280,22 @@ def _make_matmul() -> Callable[..., None]:
         unpacked = load(shared + SCRATCH) + thread * load(shared + SCRATCH_BYTES)
         panel = unpacked + _UNPACKED
         before = flush()
-        while True:
-            first = take(op, shared, PANEL_ROWS, n)
-            if first >= n or tokens == 0:
-                break
+        first = n if tokens == 0 else take(op, shared, PANEL_ROWS, n)
+        while first < n:
+            following = take(op, shared, PANEL_ROWS, n)
             start = 0
             while start < columns:
+                # 32 short pieces of rows are more than the hardware follows: the next chunk's are asked for here.
+                next_rows, next_start = first, start + BF16_CHUNK
+                if next_start >= columns:
+                    next_rows, next_start = following, 0
                 for part in range(2 * STEPS):
                     half, j = part & 1, part >> 1
                     gather(weights, row_bytes, first + 16 * half, n, 16, columns, start + 32 * j, unpacked)
                     transpose(unpacked, panel + 128 * j + 64 * half)
+                    ahead = weights + 2 * next_start + 64 * j
+                    for i in range(16 * half, 16 * half + 16):
+                        prefetch(ahead + min(next_rows + i, n - 1) * row_bytes)
                 t = 0
                 while t < tokens:
                     x = load(op + PACKED) + t * x_stride + 2 * start
@@ -304,6 +311,7 @@ def _make_matmul() -> Callable[..., None]:
                     store_tile(sums, c, out_stride)
                     t += n_tokens
                 start += BF16_CHUNK
+            first = following
         restore(before)
 
     return matmul
