@@ -225,13 +225,8 @@ def _make_matmul(f: Quad) -> Callable[..., None]:
     from gemmafile.kernels.tiles import WeightTile, transposer, words_of_bytes
 
     load, load_f16, store_f32, take = simd.load_i64, simd.load_f16, simd.store_f32, make_take()
-    align_stack, quotient, prefetch, store_bytes, hidden = (
-        simd.align_stack,
-        simd.quotient,
-        simd.prefetch,
-        simd.store_u8x64,
-        simd.hidden,
-    )
+    align_stack, quotient, store_bytes, hidden = simd.align_stack, simd.quotient, simd.store_u8x64, simd.hidden
+    fetch_row = simd.prefetcher(4 * f.bytes)
     bytes_, added_at, halves = f.bytes, f.added or 0, f.halves
     is_added_to = f.added is not None
     tile = WeightTile(QUAD_BYTES, largest=f.largest)
@@ -258,13 +253,15 @@ def _make_matmul(f: Quad) -> Callable[..., None]:
     transpose_high = transposer([step_bytes * (8 * (i // 4) + 4 + i % 4) for i in range(16)], apart)
 
     @simd.device
-    def unpack(weights, row_bytes, first, n, n_blocks, quad, unpacked, panel, d_panel):
-        """One quad of 32 rows (the last row again where there are fewer) into a panel."""
+    def unpack(weights, row_bytes, first, n, n_blocks, quad, unpacked, panel, d_panel, ahead_first, ahead):
+        """One quad of 32 rows (the last row again where there are fewer) into a panel; fetches quad `ahead` of the rows
+        from ahead_first on."""
         left = min(4, n_blocks - 4 * quad)
         o1, o2, o3 = min(1, left - 1) * bytes_, min(2, left - 1) * bytes_, min(3, left - 1) * bytes_
         for half in range(2):
             for i in range(16):
                 p = weights + min(first + 16 * half + i, n - 1) * row_bytes + quad * 4 * bytes_
+                fetch_row(weights + min(ahead_first + 16 * half + i, n - 1) * row_bytes + ahead * 4 * bytes_)
                 low, high = halves(p, p + o1, p + o2, p + o3)
                 store_bytes(unpacked + 64 * i, take_off(low))
                 store_bytes(unpacked + 1024 + 64 * i, take_off(high))
@@ -281,15 +278,6 @@ def _make_matmul(f: Quad) -> Callable[..., None]:
             transpose_low(unpacked, panel + half_bytes * half)
             transpose_high(unpacked + 1024, panel + half_bytes * half)
 
-    @simd.device
-    def prefetch_panel(weights, row_bytes, first, n, quad, n_quads):
-        for i in range(32):
-            p = weights + min(first + i, n - 1) * row_bytes + quad * 4 * bytes_
-            line = 0
-            while line < n_quads * 4 * bytes_:
-                prefetch(p + line)
-                line += 64
-
     def matmul(op, shared, thread):
         """out[t][r] for many tokens. Reads the weights once, the activations once per 32 rows."""
         align_stack()
@@ -305,18 +293,19 @@ def _make_matmul(f: Quad) -> Callable[..., None]:
         panels = unpacked + _UNPACKED
         d_panels = panels + PANEL_QUADS * _PANEL
         wide = d_panels + PANEL_QUADS * 2 * _SCALES
-        while True:
-            first = take(op, shared, CHUNK_ROWS, n)
-            if first >= n:
-                return
+        first = take(op, shared, CHUNK_ROWS, n)
+        while first < n:
+            following = take(op, shared, CHUNK_ROWS, n)
             quad = 0
             while quad < n_quads:
                 here = min(panel_quads, n_quads - quad)
+                # 32 short pieces of rows are more than the hardware follows: the next panel is fetched row by row.
+                ahead_first, ahead = first, quad + here
+                if ahead >= n_quads:
+                    ahead_first, ahead = following, 0
                 for k in range(here):
                     unpack(weights, row_bytes, first, n, n_blocks, quad + k, unpacked, panels + k * panel_bytes,
-                           d_panels + k * 2 * _SCALES)  # fmt: skip
-                following = min(panel_quads, n_quads - quad - here)
-                prefetch_panel(weights, row_bytes, first, n, quad + here, following)
+                           d_panels + k * 2 * _SCALES, ahead_first, min(ahead + k, n_quads - 1))  # fmt: skip
                 t = 0
                 while t < tokens:
                     fetch_results(load(op + OUT) + (t + n_tokens) * out_stride + 4 * first, out_stride)
@@ -348,5 +337,6 @@ def _make_matmul(f: Quad) -> Callable[..., None]:
                         store_tile(sums, c, out_stride)
                     t += n_tokens
                 quad += here
+            first = following
 
     return matmul

@@ -91,7 +91,8 @@ def _make_matmul(f: SuperBlock) -> Callable[..., None]:
     from gemmafile.kernels.tiles import WeightTile, transposer, words_of_bytes, words_twice
 
     load, load_f16, store_f32, take = simd.load_i64, simd.load_f16, simd.store_f32, make_take()
-    align_stack, quotient, prefetch, hidden = simd.align_stack, simd.quotient, simd.prefetch, simd.hidden
+    align_stack, quotient, hidden = simd.align_stack, simd.quotient, simd.hidden
+    fetch_row = simd.prefetcher(f.bytes)
     store_bytes, store_ints = simd.store_u8x64, simd.store_i32x16
     bytes_, d_at, min_at, chunk, scales = f.bytes, f.d, f.min_scale, f.chunk, f.scales or no_scales()
     has_scales, has_minimum, sub_blocks = f.sub_scales > 0, f.sub_minima > 0, f.sub_scales
@@ -129,11 +130,13 @@ def _make_matmul(f: SuperBlock) -> Callable[..., None]:
     transpose_words = transposer([256 * i for i in range(16)], words_of_bytes)
 
     @simd.device
-    def unpack(weights, row_bytes, first, n, block, unpacked, panel, scale_panel, d_panel):
-        """One super-block of 32 rows (the last row again where there are fewer) into a panel."""
+    def unpack(weights, row_bytes, first, n, block, unpacked, panel, scale_panel, d_panel, ahead_first, ahead):
+        """One super-block of 32 rows (the last row again where there are fewer) into a panel; fetches block `ahead` of
+        the rows from ahead_first on."""
         for half in range(2):
             for i in range(16):
                 p = weights + min(first + 16 * half + i, n - 1) * row_bytes + block * bytes_
+                fetch_row(weights + min(ahead_first + 16 * half + i, n - 1) * row_bytes + ahead * bytes_)
                 q0, q1, q2, q3 = chunk(p, 0), chunk(p, 1), chunk(p, 2), chunk(p, 3)
                 if is_wide:
                     q0, q1, q2, q3 = take_off(q0), take_off(q1), take_off(q2), take_off(q3)
@@ -202,15 +205,6 @@ def _make_matmul(f: SuperBlock) -> Callable[..., None]:
 
     integer_sum = plain_sum if not has_scales else wide_sum if is_wide else scaled_words_sum if by_words else scaled_sum
 
-    @simd.device
-    def prefetch_panel(weights, row_bytes, first, n, block, n_blocks):
-        for i in range(32):
-            p = weights + min(first + i, n - 1) * row_bytes + block * bytes_
-            line = 0
-            while line < n_blocks * bytes_:
-                prefetch(p + line)
-                line += 64
-
     def matmul(op, shared, thread):
         """out[t][r] for many tokens. Reads the weights once, the activations once per 32 rows."""
         align_stack()
@@ -226,18 +220,20 @@ def _make_matmul(f: SuperBlock) -> Callable[..., None]:
         scale_panels = panels + PANEL_BLOCKS * _PANEL
         d_panels = scale_panels + PANEL_BLOCKS * _SCALES
         wide = d_panels + PANEL_BLOCKS * 2 * _D
-        while True:
-            first = take(op, shared, CHUNK_ROWS, n)
-            if first >= n:
-                return
+        first = take(op, shared, CHUNK_ROWS, n)
+        while first < n:
+            following = take(op, shared, CHUNK_ROWS, n)
             block = 0
             while block < n_blocks:
                 here = min(panel_blocks, n_blocks - block)
+                # 32 short pieces of rows are more than the hardware follows: the next panel is fetched row by row.
+                ahead_first, ahead = first, block + here
+                if ahead >= n_blocks:
+                    ahead_first, ahead = following, 0
                 for k in range(here):
                     unpack(weights, row_bytes, first, n, block + k, unpacked, panels + k * _PANEL,
-                           scale_panels + k * _SCALES, d_panels + k * 2 * _D)  # fmt: skip
-                following = min(panel_blocks, n_blocks - block - here)
-                prefetch_panel(weights, row_bytes, first, n, block + here, following)
+                           scale_panels + k * _SCALES, d_panels + k * 2 * _D,
+                           ahead_first, min(ahead + k, n_blocks - 1))  # fmt: skip
                 t = 0
                 while t < tokens:
                     c = load(op + OUT) + t * out_stride + 4 * first
@@ -268,6 +264,7 @@ def _make_matmul(f: SuperBlock) -> Callable[..., None]:
                             fetch(a + n_tokens * SUPER_BYTES + part * fetched)
                     t += n_tokens
                 block += here
+            first = following
 
     return matmul
 
