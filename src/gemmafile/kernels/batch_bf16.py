@@ -3,7 +3,7 @@
 An item is a chunk of 256 columns of 16 rows: it is transposed into a panel, [16 lanes][16 numbers of a chain][16 rows],
 every number in four bytes, while the unit multiplies the panel before it. The sums of 16 rows and all tokens stay in
 tiles until their last chunk. The 16 rows are a sixteenth of a chunk of rows apart: 16 streams, each read from end to
-end (`streams.py`). The order of sums and the activations ("bf16_many") are those of `bf16.matmul_amx`: the same bits.
+end (`streams.py`). The order of sums and the activations ("bf16_many") are those of `bf16_amx.py`: the same bits.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ AHEAD_BYTES = 1024
 
 def make_matmul() -> Callable[..., None]:
     from gemmafile.kernels import amx, simd
-    from gemmafile.kernels.bf16 import apart, make_gather
+    from gemmafile.kernels.bf16 import make_gather
+    from gemmafile.kernels.bf16_amx import apart
     from gemmafile.kernels.tiles import stream_transposer
 
     unit = amx.tiles()

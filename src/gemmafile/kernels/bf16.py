@@ -2,7 +2,8 @@
 
     matvec      1 to 4 tokens: 4 weight rows side by side (`streams.py`), lanes run along K
     matmul      more: 32 rows x 256 columns stand in a panel of pairs, lanes are rows, in tiles of 6 tokens
-    matmul_amx  the same on Intel's matrix unit, with room for one number of each pair; up to 32 tokens: `batch_bf16.py`
+
+On Intel's matrix unit `bf16_amx.py` is matmul's twin, up to 32 tokens `batch_bf16.py`; `bf16_floats.py` is it by AVX2.
 
 A chunk of 256 columns has 16 lanes, and a lane's chain of products in it begins at zero: the dot instruction of
 AVX512_BF16, run eight times, and the matrix unit, given one number at a time, then make the same chain. A row's sum
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gemmafile.kernels.ops import N_THREADS, NEXT, ROWS, SCRATCH, SCRATCH_BYTES
-from gemmafile.kernels.packing import BF16_CHUNK, BF16_MANY_BYTES
+from gemmafile.kernels.packing import BF16_CHUNK
 from gemmafile.kernels.streams import (
     AHEAD_BYTES,
     COLUMNS,
@@ -32,21 +33,19 @@ from gemmafile.kernels.streams import (
 
 STEPS, LANES = 8, 16
 """Dot instructions to a chunk, and its lanes; step j, lane i has columns 32 j + 2 i and the next one."""
-PANEL_ROWS, TASK_ROWS = 32, 128
+PANEL_ROWS = 32
 _UNPACKED = 16 * 64
 _PANEL = STEPS * LANES * PANEL_ROWS * 4
-_UNIT_HALF = 2 * STEPS * LANES * 64
-"""Bytes of 16 rows of a panel for the matrix unit: every number in four bytes."""
-SCRATCH_NEEDED = 64 + _UNPACKED + max(_PANEL, 2 * _UNIT_HALF)
+SCRATCH_NEEDED = _UNPACKED + _PANEL
 
 
 def kernels() -> dict[str, Callable[..., None]]:
-    from gemmafile.kernels import batch_bf16, bf16_floats, emit
+    from gemmafile.kernels import batch_bf16, bf16_amx, bf16_floats, emit
 
     has_floats_only = emit.HAS_AVX2 and not emit.HAS_BF16
     return {
         "matvec": _make_matvec(), "matmul": bf16_floats.make_matmul() if has_floats_only else _make_matmul(),
-        "matmul_amx": _make_matmul_amx(), "batch_amx": batch_bf16.make_matmul(),
+        "matmul_amx": bf16_amx.make_matmul(), "batch_amx": batch_bf16.make_matmul(),
     }  # fmt: skip
 
 
@@ -338,93 +337,3 @@ def _make_add_lane(tile: Any) -> Callable[..., Any]:
         return tiles.join(b, [b.fadd(total, chain) for total, chain in zip(tiles.split(b, sums), chains, strict=True)])
 
     return code
-
-
-def _make_matmul_amx() -> Callable[..., None]:
-    from gemmafile.kernels import amx, simd, tiles
-
-    unit = amx.tiles()
-    # Tiles 0 to 3: sums, tokens (0, 1) and (2, 3) of the rows' halves; 4, 5: two groups of 16 tokens; 6, 7: of 16 rows.
-    write_config = amx.config_writer([16] * 8, [64] * 8)
-    configure, release = unit.configure, unit.release
-    zero0, zero1, zero2, zero3 = (unit.zero(i) for i in range(4))
-    load0, load1, load2, load3, load4, load5, load6, load7 = (unit.load(i) for i in range(8))
-    store0, store1, store2, store3 = (unit.store(i) for i in range(4))
-    dot0, dot1 = unit.dot_bf16(0, 4, 6), unit.dot_bf16(1, 4, 7)
-    dot2, dot3 = unit.dot_bf16(2, 5, 6), unit.dot_bf16(3, 5, 7)
-    load, take, quotient = simd.load_i64, make_take(), simd.quotient
-    gather, transpose = make_gather(), tiles.transposer([2 * STEPS * 64 * i for i in range(16)], apart)
-
-    @simd.device
-    def unpack(weights, row_bytes, first, n, columns, start, unpacked, panel):
-        """A chunk of 32 rows: [half][lane][2 steps a pair, the odd number first][16 rows], a number in four bytes."""
-        for half in range(2):
-            for j in range(STEPS):
-                gather(weights, row_bytes, first + 16 * half, n, 16, columns, start + 32 * j, unpacked)
-                transpose(unpacked, panel + _UNIT_HALF * half + 128 * j)
-
-    def matmul_amx(op, shared, thread):
-        """out[t][r] for many tokens. Reads the weights once, the activations once per 32 rows."""
-        weights, row_bytes, n = load(op + WEIGHTS), load(op + ROW_BYTES), load(op + N)
-        columns = load(op + COLUMNS)
-        tokens, out_stride = load(shared + load(op + ROWS)), load(op + OUT_STRIDE)
-        chunk_stride = quotient(tokens + 5, 6) * 6 * BF16_MANY_BYTES
-        if tokens == 0:
-            return
-        config = load(shared + SCRATCH) + thread * load(shared + SCRATCH_BYTES)
-        unpacked, panel = config + 64, config + 64 + _UNPACKED
-        write_config(config)
-        configure(config)
-        while True:
-            task = take(op, shared, TASK_ROWS, n)
-            if task >= n:
-                break
-            start = 0
-            while start < columns:
-                first = task
-                while first < min(task + TASK_ROWS, n):
-                    unpack(weights, row_bytes, first, n, columns, start, unpacked, panel)
-                    t = 0
-                    while t < tokens:
-                        c = load(op + OUT) + t * out_stride + 4 * first
-                        if start == 0:
-                            zero0()
-                            zero1()
-                            zero2()
-                            zero3()
-                        else:
-                            load0(c, out_stride)
-                            load1(c + 64, out_stride)
-                            load2(c + 16 * out_stride, out_stride)
-                            load3(c + 16 * out_stride + 64, out_stride)
-                        a = load(op + PACKED) + quotient(start, BF16_CHUNK) * chunk_stride + t * BF16_MANY_BYTES
-                        w = panel
-                        for _ in range(LANES):
-                            load4(a, BF16_MANY_BYTES)
-                            load6(w, 64)
-                            dot0()
-                            load7(w + _UNIT_HALF, 64)
-                            dot1()
-                            load5(a + 16 * BF16_MANY_BYTES, BF16_MANY_BYTES)
-                            dot2()
-                            dot3()
-                            a += 64
-                            w += 1024
-                        store0(c, out_stride)
-                        store1(c + 64, out_stride)
-                        store2(c + 16 * out_stride, out_stride)
-                        store3(c + 16 * out_stride + 64, out_stride)
-                        t += 32
-                    first += PANEL_ROWS
-                start += BF16_CHUNK
-        release()
-
-    return matmul_amx
-
-
-def apart(b: Any, pairs: Any) -> list[Any]:
-    """The odd numbers of pairs of bfloat16, then the even ones, each in the lower half of four bytes."""
-    from gemmafile.kernels import emit
-
-    t = pairs.type
-    return [b.lshr(pairs, emit.splat_constant(t, 16)), b.and_(pairs, emit.splat_constant(t, 0xFFFF))]

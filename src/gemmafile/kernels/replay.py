@@ -20,6 +20,7 @@ from gemmafile.kernels import (
     batch_amx,
     batch_bf16,
     bf16,
+    bf16_amx,
     bf16_floats,
     packing,
     pointwise,
@@ -261,7 +262,9 @@ class CpuReplay:
         self._positions, self._outputs = np.zeros(n, np.int32), np.zeros(n, np.int32)
         self._row_tables = np.zeros(n, np.int64)
         group = self.config.n_heads // self.config.n_kv_heads
-        products = (superblocks, quads, superblocks_amx, quads_amx, bf16, bf16_floats, batch_amx, batch_bf16)
+        products = (
+            superblocks, quads, bf16, bf16_floats, superblocks_amx, quads_amx, bf16_amx, batch_amx, batch_bf16,
+        )  # fmt: skip
         needs = (attention.scratch_bytes(group, self.cache.width), *(module.SCRATCH_NEEDED for module in products))
         scratch = -(-max(needs) // 4096) * 4096 + 128  # threads' scratch not at the same place in their pages
         self._scratch = aligned_bytes(scratch * threads)

@@ -311,9 +311,6 @@ def _prefetch(b: Any, a: Any, level: int = 2) -> None:
     call(b, "llvm.prefetch.p0", ir.VoidType(), arguments)
 
 
-prefetch = make(void, [address], _prefetch)
-
-
 def prefetcher(n_bytes: int, level: int = 2) -> Any:
     """prefetch(address): n_bytes from there on, into this level of cache."""
 
