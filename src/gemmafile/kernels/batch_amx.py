@@ -231,7 +231,7 @@ def _make_matmul(
 ) -> Callable[..., None]:
     """item_bytes  of packed activations for 16 tokens and the columns of an item"""
     from gemmafile.kernels import amx, simd
-    from gemmafile.kernels.tiles import transposer
+    from gemmafile.kernels.transposes import transposer
 
     configure, release = amx.tiles().configure, amx.tiles().release
     load, atomic_add, quotient = simd.load_i64, simd.atomic_add, simd.quotient

@@ -39,7 +39,7 @@ def make_matmul() -> Callable[..., None]:
     from gemmafile.kernels import amx, simd
     from gemmafile.kernels.bf16 import make_gather
     from gemmafile.kernels.bf16_amx import apart
-    from gemmafile.kernels.tiles import stream_transposer
+    from gemmafile.kernels.transposes import stream_transposer
 
     unit = amx.tiles()
     # Tiles 0, 1: sums of two groups of 16 tokens; 2, 3: tokens; 4, 5: weights of two lanes.

@@ -1,7 +1,7 @@
 """Matrix kernels of BF16: products of bfloat16 numbers, summed in float32.
 
     matvec      1 to 4 tokens: 4 weight rows side by side (`streams.py`), lanes run along K
-    matmul      more: 32 rows x 256 columns stand in a panel of pairs, lanes are rows, in tiles of 6 tokens
+    matmul      more: 32 rows x 256 columns stand in a panel of pairs, lanes are rows, in tiles of 6 tokens, then of 4
 
 On Intel's matrix unit `bf16_amx.py` is matmul's twin, up to 32 tokens `batch_bf16.py`; `bf16_floats.py` is it by AVX2.
 
@@ -21,6 +21,7 @@ from gemmafile.kernels.packing import BF16_CHUNK
 from gemmafile.kernels.streams import (
     AHEAD_BYTES,
     COLUMNS,
+    FEW_BYTES,
     OUT,
     OUT_STRIDE,
     PACKED,
@@ -28,6 +29,8 @@ from gemmafile.kernels.streams import (
     WEIGHTS,
     N,
     make_chunks,
+    make_fetch_lines,
+    make_fetch_panel,
     make_take,
 )  # fmt: skip
 
@@ -208,12 +211,12 @@ def _add_lanes_of_all(b: Any, total: Any, acc: Any) -> Any:
     """`_add_lanes_code` for one vector of sums, four rows of the first token, then of the next."""
     import llvmlite.ir as ir
 
-    from gemmafile.kernels import tiles
+    from gemmafile.kernels import tiles, transposes
 
     chains = tiles.split(b, acc)
     chains += [ir.Constant(chains[0].type, ir.Undefined)] * (16 - len(chains))
     (sums,) = tiles.split(b, total)
-    for lane in tiles.transpose(b, chains):
+    for lane in transposes.transpose(b, chains):
         sums = b.fadd(sums, lane)
     return tiles.join(b, [sums])
 
@@ -257,17 +260,14 @@ def make_gather() -> Any:
 
 
 def _make_matmul() -> Callable[..., None]:
-    from gemmafile.kernels import emit, simd, tiles
+    from gemmafile.kernels import simd, tiles, transposes
 
     load, take = simd.load_i64, make_take()
     tile = tiles.WeightTile(0)
-    zero, load_tile, store_tile = tile.zero_floats, tile.load, tile.store
-    add_lane = emit.make(tile.floats, [tile.floats, emit.address, emit.address, emit.address], _make_add_lane(tile))
-    n_tokens = tile.n_tokens
-    # What the next tile reads, a few lines with each lane.
-    fetch, fetch_results = simd.row_prefetcher(3, 64, level=1), simd.row_prefetcher(n_tokens, 128, level=1)
-    gather, transpose = make_gather(), tiles.transposer([128 * STEPS * i for i in range(16)])
-    prefetch = simd.prefetcher(64)
+    n_tokens, fewer, is_last = tile.n_tokens, tile.fewer, tiles.make_is_last(tile)
+    add_tile, add_fewer = _make_add_tile(tile), _make_add_tile(tiles.WeightTile(0, n_tokens=fewer))
+    gather, transpose = make_gather(), transposes.transposer([128 * STEPS * i for i in range(16)])
+    fetch_panel = make_fetch_panel(2 * BF16_CHUNK)
     flush, restore = flushing()
 
     def matmul(op, shared, thread):
@@ -278,42 +278,69 @@ def _make_matmul() -> Callable[..., None]:
         tokens, out_stride = load(shared + load(op + ROWS)), load(op + OUT_STRIDE)
         unpacked = load(shared + SCRATCH) + thread * load(shared + SCRATCH_BYTES)
         panel = unpacked + _UNPACKED
+        # Many tokens' activations would drive the next rows out of the cache again: of these its next panel is fetched.
+        all_steps = LANES * (x_stride >> 9) * simd.quotient(tokens + n_tokens - 1, n_tokens)
+        n_lines = 0
+        if 0 < tokens * x_stride <= FEW_BYTES:
+            n_lines = simd.quotient(PANEL_ROWS * row_bytes + 64 * all_steps - 1, 64 * all_steps)
         before = flush()
         first = n if tokens == 0 else take(op, shared, PANEL_ROWS, n)
         while first < n:
             following = take(op, shared, PANEL_ROWS, n)
+            ahead = weights + min(following, n - 1) * row_bytes
             start = 0
             while start < columns:
-                # 32 short pieces of rows are more than the hardware follows: the next chunk's are asked for here.
-                next_rows, next_start = first, start + BF16_CHUNK
-                if next_start >= columns:
-                    next_rows, next_start = following, 0
                 for part in range(2 * STEPS):
                     half, j = part & 1, part >> 1
                     gather(weights, row_bytes, first + 16 * half, n, 16, columns, start + 32 * j, unpacked)
                     transpose(unpacked, panel + 128 * j + 64 * half)
-                    ahead = weights + 2 * next_start + 64 * j
-                    for i in range(16 * half, 16 * half + 16):
-                        prefetch(ahead + min(next_rows + i, n - 1) * row_bytes)
+                if n_lines == 0:
+                    if start + BF16_CHUNK < columns:
+                        fetch_panel(weights, row_bytes, first, n, 2 * (start + BF16_CHUNK))
+                    else:
+                        fetch_panel(weights, row_bytes, following, n, 0)
                 t = 0
                 while t < tokens:
                     x = load(op + PACKED) + t * x_stride + 2 * start
                     c = load(op + OUT) + t * out_stride + 4 * first
-                    if start == 0:
-                        sums = zero()
+                    if is_last(tokens - t):
+                        add_fewer(x, x_stride, c, out_stride, start == 0, panel, ahead, n_lines)
+                        t += fewer
                     else:
-                        sums = load_tile(c, out_stride)
-                    fetch_results(c + n_tokens * out_stride, out_stride)
-                    for i in range(LANES):
-                        fetch(x + (n_tokens + (i & 1) * 3) * x_stride + 64 * (i >> 1), x_stride)
-                        sums = add_lane(sums, panel + 128 * STEPS * i, x + 4 * i, x_stride)
-                    store_tile(sums, c, out_stride)
-                    t += n_tokens
+                        add_tile(x, x_stride, c, out_stride, start == 0, panel, ahead, n_lines)
+                        t += n_tokens
+                    ahead += LANES * 64 * n_lines
                 start += BF16_CHUNK
             first = following
         restore(before)
 
     return matmul
+
+
+def _make_add_tile(tile: Any) -> Any:
+    from gemmafile.kernels import emit, simd
+
+    zero, load_tile, store_tile, n_tokens = tile.zero_floats, tile.load, tile.store, tile.n_tokens
+    add_lane = emit.make(tile.floats, [tile.floats, emit.address, emit.address, emit.address], _make_add_lane(tile))
+    # What the next tile reads, a few lines with each lane.
+    fetch, fetch_results = simd.row_prefetcher(3, 64, level=1), simd.row_prefetcher(n_tokens, 128, level=1)
+    fetch_lines = make_fetch_lines()
+
+    @simd.device
+    def add_tile(x, x_stride, out, out_stride, is_first, panel, ahead, count):
+        """out[t][r], 32 rows of a tile's tokens, plus the products of a chunk; plus nothing if it is the first."""
+        if is_first:
+            sums = zero()
+        else:
+            sums = load_tile(out, out_stride)
+        fetch_results(out + n_tokens * out_stride, out_stride)
+        for i in range(LANES):
+            fetch_lines(ahead + 64 * i * count, count)
+            fetch(x + (n_tokens + (i & 1) * 3) * x_stride + 64 * (i >> 1), x_stride)
+            sums = add_lane(sums, panel + 128 * STEPS * i, x + 4 * i, x_stride)
+        store_tile(sums, out, out_stride)
+
+    return add_tile
 
 
 def _make_add_lane(tile: Any) -> Callable[..., Any]:

@@ -24,7 +24,7 @@ SCRATCH_NEEDED = 64 + _UNPACKED + 2 * _UNIT_HALF
 def make_matmul() -> Callable[..., None]:
     from gemmafile.kernels import amx, simd
     from gemmafile.kernels.bf16 import make_gather
-    from gemmafile.kernels.tiles import transposer
+    from gemmafile.kernels.transposes import transposer
 
     unit = amx.tiles()
     # Tiles 0 to 3: sums, tokens (0, 1) and (2, 3) of the rows' halves; 4, 5: two groups of 16 tokens; 6, 7: of 16 rows.

@@ -26,7 +26,7 @@ SCRATCH_NEEDED = 64 + _UNPACKED + 2 * _HALF + TOKEN_TILE * _TOKEN
 def make_matmul() -> Callable[..., None]:
     from gemmafile.kernels import simd
     from gemmafile.kernels.bf16 import flushing, make_gather
-    from gemmafile.kernels.tiles import transposer
+    from gemmafile.kernels.transposes import transposer
 
     # What the next tile reads, a few lines with each lane.
     fetch, fetch_results = simd.row_prefetcher(3, 64, level=1), simd.row_prefetcher(TOKEN_TILE, 128, level=1)

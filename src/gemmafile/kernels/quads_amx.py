@@ -31,7 +31,7 @@ SCRATCH_NEEDED = 64 + _UNPACKED + 2 * PANEL_QUADS * (_PANEL + 2 * _D) + 2 * _SUM
 def make_matmul(f: Quad) -> Callable[..., None]:
     from gemmafile.kernels import amx, emit, simd
     from gemmafile.kernels.streams import COLUMNS, OUT, OUT_STRIDE, PACKED, ROW_BYTES, WEIGHTS, N, make_take
-    from gemmafile.kernels.tiles import transposer
+    from gemmafile.kernels.transposes import transposer
 
     unit = amx.tiles()
     # Tiles 0 to 3: sums of two blocks for two groups of 16 tokens; 4, 5: tokens; 6: weights.

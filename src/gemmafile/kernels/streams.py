@@ -22,6 +22,8 @@ WEIGHTS, ROW_BYTES, N, COLUMNS, PACKED, PACKED_STRIDE, OUT, OUT_STRIDE = slots(
 CHUNK_ROWS = 32
 LARGE_ROWS, LAST_ROWS = 128, 1024
 """Of the chunks that `make_chunks` gives: the most rows in a large one, and in all the small ones at the end."""
+FEW_BYTES = 1 << 19
+"""Activations that leave room for 32 rows of weights in the second-level cache."""
 AHEAD_BYTES = 1344
 """How far ahead of its use each stream is fetched into the first-level cache."""
 
@@ -121,3 +123,45 @@ def make_matvec(walks: Sequence[Any], block_columns: int, block_bytes: int, toke
             first, end = following, following_end
 
     return matvec
+
+
+def make_find_rows() -> Any:
+    """find_rows(weights, row_bytes, first, n, target): the addresses of 32 rows; the last row's again past the end."""
+    from gemmafile.kernels import simd
+
+    store = simd.store_i64
+
+    @simd.device
+    def find_rows(weights, row_bytes, first, n, target):
+        for i in range(CHUNK_ROWS):
+            store(target + 8 * i, weights + min(first + i, n - 1) * row_bytes)
+
+    return find_rows
+
+
+def make_fetch_lines() -> Any:
+    """fetch(at, count): so many cache lines from there on, into the second-level cache."""
+    from gemmafile.kernels import simd
+
+    prefetch = simd.prefetcher(64)
+
+    @simd.device
+    def fetch(at, count):
+        for i in range(count):
+            prefetch(at + 64 * i)
+
+    return fetch
+
+
+def make_fetch_panel(n_bytes: int) -> Any:
+    """fetch(weights, row_bytes, first, n, at): so many bytes of 32 rows, from `at` on, into the same."""
+    from gemmafile.kernels import simd
+
+    prefetch = simd.prefetcher(n_bytes)
+
+    @simd.device
+    def fetch(weights, row_bytes, first, n, at):
+        for i in range(CHUNK_ROWS):
+            prefetch(weights + min(first + i, n - 1) * row_bytes + at)
+
+    return fetch

@@ -34,7 +34,7 @@ def make_matmul(f: SuperBlock) -> Callable[..., None]:
     from gemmafile.kernels import amx, simd
     from gemmafile.kernels.streams import COLUMNS, OUT, OUT_STRIDE, PACKED, ROW_BYTES, WEIGHTS, N, make_take
     from gemmafile.kernels.superblocks import no_scales
-    from gemmafile.kernels.tiles import transposer
+    from gemmafile.kernels.transposes import transposer
 
     unit = amx.tiles()
     write_config = amx.config_writer([16] * 8, [64] * 8)

@@ -12,7 +12,7 @@ Needs Numba; only kernel builders import it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import llvmlite.ir as ir
@@ -88,15 +88,18 @@ class WeightTile:
     rows takes the first 16 from each address; 64 bytes further on it takes the others.
     """
 
-    def __init__(self, token_bytes: int, *, largest: int = 255):
-        """largest  of a panel's bytes"""
+    def __init__(self, token_bytes: int, *, largest: int = 255, n_tokens: int = 0):
+        """largest  of a panel's bytes; n_tokens  0: what registers hold"""
         self.word_steps = 32767 // (2 * 128 * largest) if emit.HAS_AVX2 and not emit.HAS_VNNI else 0
         """Steps whose products, added in pairs, fit in 16 bits, where the CPU has no better way: a few such sums
         are then widened, and multiplied by a scale, in one instruction."""
         self.is_wide = emit.HAS_AVX2 and not emit.HAS_VNNI and largest > 127
         """Whether a panel is better made of words: pairs of products with such bytes do not fit in 16 bits."""
-        self.n_tokens = n_tokens = 3 if emit.FEW_REGISTERS else TOKEN_TILE
-        """What registers hold; a divisor of TOKEN_TILE, since packed activations have room for whole ones."""
+        full = 3 if emit.FEW_REGISTERS else TOKEN_TILE
+        self.n_tokens = n_tokens = n_tokens or full
+        """What registers hold is a divisor of TOKEN_TILE, since packed activations have room for whole ones."""
+        self.fewer = (2 * full + 1) // 3
+        """Tokens of the tile that takes the last ones: all even numbers are then sums of whole tiles."""
         self.vectors = 1 if emit.FEW_REGISTERS else 2
         self.n, self.token_bytes, self.largest = n_tokens * self.vectors, token_bytes, largest
         ints, floats = types.UniTuple(vec("i32", 16), self.n), types.UniTuple(vec("f32", 16), self.n)
@@ -305,6 +308,19 @@ class WeightTile:
         return join(b, f)
 
 
+def make_is_last(tile: WeightTile) -> Any:
+    """is_last(left): whether tiles of `fewer` tokens, from here on, multiply less in vain than whole ones."""
+    from gemmafile.kernels import simd
+
+    whole, few = tile.n_tokens, tile.fewer
+
+    @simd.device
+    def is_last(left):
+        return left <= few or whole < left <= 2 * few
+
+    return is_last
+
+
 class DotTile:
     """4 weight rows x `tokens`, 16 lanes along K each. kind: f32, f16 (times float32), bf16 (times bfloat16).
 
@@ -358,48 +374,3 @@ class DotTile:
         """the same for the last `left` columns of a row, not reading past them"""
         self.finish = make(void, [tile, address, address, types.int64], finish)
         """finish(acc, c, stride, first): c[token][row] = tree sums, added to what is there unless first"""
-
-
-def transposer(offsets: Sequence[int], apart: Callable[[Any, Any], list[Any]] | None = None) -> Any:
-    """transpose(source, target): 16 rows of 16 dwords, 64 bytes apart -> vector k of the k-th dword of each row,
-    stored at target + offsets[k]; or the vectors that `apart` makes of it, side by side from there on."""
-    transposed = _transpose_code(offsets, apart)
-
-    def code(b: Any, source: Any, target: Any) -> None:
-        transposed(b, [b.add(source, ir.Constant(I64, 64 * i)) for i in range(16)], target)
-
-    return make(void, [address, address], code)
-
-
-def stream_transposer(offsets: Sequence[int], apart: Callable[[Any, Any], list[Any]] | None = None) -> Any:
-    """transpose(source, stride, target): the same of rows `stride` bytes apart."""
-    transposed = _transpose_code(offsets, apart)
-
-    def code(b: Any, source: Any, stride: Any, target: Any) -> None:
-        transposed(b, [_at(b, source, _times(b, stride, i)) for i in range(16)], target)
-
-    return make(void, [address, address, address], code)
-
-
-def transpose(b: Any, rows: Sequence[Any]) -> list[Any]:
-    """16 vectors of 16 lanes -> vector k of the k-th lane of each."""
-    rows = list(rows)
-    for bit in (8, 4, 2, 1):  # exchange this bit of the vector's number with the same bit of the lane's
-        crossed = list(rows)
-        for i in range(16):
-            if not i & bit:
-                x, y = rows[i], rows[i | bit]
-                crossed[i] = emit.shuffle(b, x, y, [j if not j & bit else 16 + (j ^ bit) for j in range(16)])
-                crossed[i | bit] = emit.shuffle(b, x, y, [(j | bit) if not j & bit else 16 + j for j in range(16)])
-        rows = crossed
-    return rows
-
-
-def _transpose_code(offsets: Sequence[int], apart: Callable[[Any, Any], list[Any]] | None) -> Callable[..., None]:
-    def code(b: Any, sources: Sequence[Any], target: Any) -> None:
-        rows = [load_at(b, source, _INTS) for source in sources]
-        for row, offset in zip(transpose(b, rows), offsets, strict=True):
-            for i, v in enumerate(apart(b, row) if apart else [row]):
-                store_at(b, v, target, offset + 64 * i)
-
-    return code

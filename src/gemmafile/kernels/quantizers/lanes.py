@@ -38,7 +38,7 @@ from gemmafile.kernels.quantizers.jobs import (
     W,
     X,
 )  # fmt: skip
-from gemmafile.kernels.tiles import transposer
+from gemmafile.kernels.transposes import transposer
 
 f32, i32 = types.float32, types.int32
 F, M = emit.vec("f32", 16), emit.vec("b1", 16)
