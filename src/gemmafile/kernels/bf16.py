@@ -266,7 +266,7 @@ def _make_matmul() -> Callable[..., None]:
     tile = tiles.WeightTile(0)
     n_tokens, fewer, is_last = tile.n_tokens, tile.fewer, tiles.make_is_last(tile)
     add_tile, add_fewer = _make_add_tile(tile), _make_add_tile(tiles.WeightTile(0, n_tokens=fewer))
-    gather, transpose = make_gather(), transposes.transposer([128 * STEPS * i for i in range(16)])
+    gather, transpose = make_gather(), transposes.stream_transposer([128 * STEPS * i for i in range(16)])
     fetch_panel = make_fetch_panel(2 * BF16_CHUNK)
     flush, restore = flushing()
 
@@ -292,8 +292,12 @@ def _make_matmul() -> Callable[..., None]:
             while start < columns:
                 for part in range(2 * STEPS):
                     half, j = part & 1, part >> 1
-                    gather(weights, row_bytes, first + 16 * half, n, 16, columns, start + 32 * j, unpacked)
-                    transpose(unpacked, panel + 128 * j + 64 * half)
+                    if first + PANEL_ROWS <= n and start + 32 * j + 32 <= columns:
+                        at = weights + (first + 16 * half) * row_bytes + 2 * start + 64 * j
+                        transpose(at, row_bytes, panel + 128 * j + 64 * half)
+                    else:
+                        gather(weights, row_bytes, first + 16 * half, n, 16, columns, start + 32 * j, unpacked)
+                        transpose(unpacked, 64, panel + 128 * j + 64 * half)
                 if n_lines == 0:
                     if start + BF16_CHUNK < columns:
                         fetch_panel(weights, row_bytes, first, n, 2 * (start + BF16_CHUNK))
